@@ -59,13 +59,13 @@ def rotation_from_quaternion(wxyz: Float[np.ndarray, "*batch 4"]) -> Float[np.nd
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
 
-def quaternion_from_rotation(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4"]:
-    """Unit quaternion (w >= 0) of a rotation matrix.
+def quaternion_from_rotation(rotation: Float[np.ndarray, "*batch 3 3"]) -> Float[np.ndarray, "*batch 4"]:
+    """Unit quaternions (w >= 0) of rotation matrices.
 
     The quaternion is the largest eigenvector of a symmetric 4x4 matrix (Bar-Itzhack, "New method for extracting
     the quaternion from a rotation matrix", 2000), which is stable for every angle.
     """
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.moveaxis(rotation, (-2, -1), (0, 1))
     symmetric = np.array(
         [
             [xx + yy + zz, zy - yz, xz - zx, yx - xy],
@@ -74,8 +74,27 @@ def quaternion_from_rotation(rotation: Float[np.ndarray, "3 3"]) -> Float[np.nda
             [yx - xy, xz + zx, yz + zy, zz - xx - yy],
         ]
     )
-    wxyz = np.linalg.eigh(symmetric)[1][:, -1]
-    return -wxyz if wxyz[0] < 0 else wxyz
+    wxyz = np.linalg.eigh(np.moveaxis(symmetric, (0, 1), (-2, -1)))[1][..., -1]
+    return np.where(wxyz[..., :1] < 0, -wxyz, wxyz)
+
+
+def slerp(
+    a: Float[np.ndarray, "*batch 4"], b: Float[np.ndarray, "*batch 4"], alpha: Float[np.ndarray, "*batch"]
+) -> Float[np.ndarray, "*batch 4"]:
+    """Quaternions a fraction ``alpha`` of the shorter way from a to b (unit norm), at constant angular velocity.
+
+    ``alpha`` outside [0, 1] extrapolates.
+    """
+    cosine = (a * b).sum(-1)
+    b = np.where(cosine[..., None] < 0, -b, b)
+    # atan2 of the chords keeps its accuracy at small angles, where arccos has none.
+    angle = 2 * np.arctan2(np.linalg.norm(b - a, axis=-1), np.linalg.norm(b + a, axis=-1))
+    sine = np.sin(angle)
+    same = sine < 1e-12
+    safe = np.where(same, 1.0, sine)
+    weight_a = np.where(same, 1 - alpha, np.sin((1 - alpha) * angle) / safe)
+    weight_b = np.where(same, alpha, np.sin(alpha * angle) / safe)
+    return weight_a[..., None] * a + weight_b[..., None] * b
 
 
 def interpolate(dst_SE3_a: SE3, dst_SE3_b: SE3, alpha: float) -> SE3:
@@ -83,18 +102,10 @@ def interpolate(dst_SE3_a: SE3, dst_SE3_b: SE3, alpha: float) -> SE3:
 
     ``alpha`` outside [0, 1] extrapolates at constant velocity.
     """
-    q_a = quaternion_from_rotation(dst_SE3_a[:3, :3])
-    q_b = quaternion_from_rotation(dst_SE3_b[:3, :3])
-    cosine = float(q_a @ q_b)
-    if cosine < 0:  # the shorter way round
-        q_b, cosine = -q_b, -cosine
-    angle = np.arccos(min(cosine, 1.0))
-    if angle < 1e-9:
-        q = q_a
-    else:
-        q = (np.sin((1 - alpha) * angle) * q_a + np.sin(alpha * angle) * q_b) / np.sin(angle)
+    quaternions = quaternion_from_rotation(np.stack([dst_SE3_a[:3, :3], dst_SE3_b[:3, :3]]))
+    wxyz = slerp(quaternions[0], quaternions[1], np.array(alpha))
     translation = (1 - alpha) * dst_SE3_a[:3, 3] + alpha * dst_SE3_b[:3, 3]
-    return se3(rotation_from_quaternion(q), translation)
+    return se3(rotation_from_quaternion(wxyz), translation)
 
 
 def project(

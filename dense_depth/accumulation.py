@@ -1,0 +1,426 @@
+"""Sweeps to points at a camera's time: ego motion, object motion, and a reason code for every point.
+
+Every sweep of a scene is read and cut once into segments. A segment is a run of points that move as one rigid body:
+an azimuth sector of the static world, kept in the sensor frame of its sweep, or the points on one moving object, kept
+in the frame of its box. Bringing a sweep to a camera's time is then one transform per segment:
+
+    static:  cam_SE3_world(t_cam) @ world_SE3_sensor(t_sweep)
+    object:  cam_SE3_world(t_cam) @ world_SE3_box(t_cam)
+"""
+
+import enum
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from dense_depth import InputError
+from dense_depth.datasets.base import Box, CameraFrame, Scene, Sweep, Track, boxes_at
+from dense_depth.geometry import SE3, invert, transform
+
+N_SECTORS = 32  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
+FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
+
+
+class Source(enum.IntEnum):
+    """Where the depth of a pixel comes from; the smaller code wins between equal depths."""
+
+    NONE = 0
+    KEY_SWEEP = 1
+    STATIC = 2  # another sweep, static world
+    MOVING = 3  # another sweep, moving object
+    COMPLETED = 4
+
+
+class Reason(enum.IntEnum):
+    """What became of a point of a sweep."""
+
+    STATIC = 0  # kept, static world
+    MOVING = 1  # kept, carried along a track
+    EGO = 2  # on the ego vehicle
+    RANGE = 3  # nearer or farther than the range limits
+    NONFINITE = 4  # NaN, infinite or beyond FAR_AWAY_M
+    DROPPED_MOVING = 5  # on a moving object, which ``dynamics`` says to drop
+
+
+@dataclass(frozen=True)
+class AccumulationConfig:
+    """Which points of which sweeps make a label, and how they are moved.
+
+    Attributes:
+        past_s: Use sweeps up to this long before the camera's time.
+        future_s: Use sweeps up to this long after the camera's time.
+        dynamics: Points on moving objects are carried along the object's boxes to the camera's time ("boxes"),
+            dropped ("drop"), or left where the sweep saw them ("none").
+        ego_crop_m: Points with max(|x|, |y|) below this in the sensor frame lie on the ego vehicle.
+        min_range_m: Nearest range from the sensor.
+        max_range_m: Farthest range from the sensor.
+        box_margin_m: Boxes grow by this on all sides but the bottom, where the ground is.
+        moving_above_m: A track moves if its centre travels farther than this; the others are static world, which
+            spares them the jitter of their boxes.
+        extrapolate_s: How long a track is continued before its first and after its last box.
+        max_bad_points: Greatest share of non-finite points in a sweep; above it the sweep is an input error.
+    """
+
+    past_s: float = 1.0
+    future_s: float = 1.0
+    dynamics: Literal["boxes", "drop", "none"] = "boxes"
+    ego_crop_m: float = 2.0
+    min_range_m: float = 1.0
+    max_range_m: float = 80.0
+    box_margin_m: float = 0.1
+    moving_above_m: float = 0.5
+    extrapolate_s: float = 0.5
+    max_bad_points: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "extrapolate_s"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be zero or more")
+        if not self.min_range_m < self.max_range_m <= 200:
+            raise InputError(
+                f"--max-range-m {self.max_range_m}: must lie above --min-range-m ({self.min_range_m}) and at most "
+                "at 200 m, since labels hold depths below 256 m"
+            )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One sweep, cut into segments: first the azimuth sectors of the static world, then one segment per box.
+
+    Attributes:
+        reason: Reason code of every point, in file order.
+        reason_counts: How many points got each code.
+        xyz: Kept points, segment after segment; sensor frame, or box frame on moving objects.
+        start: First column of each segment in xyz, and the number of kept points at the end.
+        bounds: Per sector (r_min, r_max, z_min, z_max) around the sensor's z axis; zeros if empty.
+    """
+
+    reason: UInt8[np.ndarray, " n"]
+    reason_counts: Int[np.ndarray, " reasons"]
+    xyz: Float[np.ndarray, "3 kept"]
+    start: Int[np.ndarray, " borders"]
+    bounds: Float[np.ndarray, "sectors 4"]
+
+
+def count_points(sweep: Sweep) -> int:
+    """How many points a sweep file holds, by its size alone.
+
+    Raises:
+        InputError: The file is missing, empty, or does not hold whole points.
+    """
+    try:
+        size = sweep.path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{sweep.path}: sweep file is missing; restore it from the dataset") from error
+    point_bytes = 4 * sweep.n_features
+    if size == 0 or size % point_bytes:
+        raise InputError(
+            f"{sweep.path}: sweep file is truncated: {size} bytes are not one or more whole points of "
+            f"{point_bytes} bytes; restore it from the dataset"
+        )
+    return size // point_bytes
+
+
+def read_sweep(sweep: Sweep) -> Float[np.ndarray, "n features"]:
+    """Reads the points of a sweep in its sensor frame; raises InputError as ``count_points`` does."""
+    count_points(sweep)
+    return np.fromfile(sweep.path, np.float32).reshape(-1, sweep.n_features)
+
+
+def cut_sweep(
+    points: Float[np.ndarray, "n features"],
+    world_SE3_sensor: SE3,
+    boxes: Sequence[Box],
+    config: AccumulationConfig,
+    out: Float[np.ndarray, "3 n"] | None = None,
+) -> Cut:
+    """Sorts the points of a sweep into segments: static by azimuth sector, then one per box.
+
+    Args:
+        points: Sensor frame; x, y, z first.
+        world_SE3_sensor: Pose of the sensor at the sweep's time.
+        boxes: Boxes of the moving objects at the sweep's time; a point in two boxes belongs to the first.
+        config: Crops, margins and what to do with moving objects.
+        out: Room for the kept points, at least as many columns as points; new if not given.
+    """
+    if out is None:
+        out = np.empty((3, len(points)), np.float32)
+    box_SE3_sensor = np.zeros((len(boxes), 3, 4), np.float32)
+    centre = np.zeros((len(boxes), 3), np.float32)
+    sensor_SE3_world = invert(world_SE3_sensor)
+    for i, box in enumerate(boxes):
+        sensor_SE3_box = sensor_SE3_world @ box.world_SE3_box
+        centre[i] = sensor_SE3_box[:3, 3]
+        box_SE3_sensor[i] = invert(sensor_SE3_box)[:3]
+    lower, upper = box_bounds(boxes, config.box_margin_m)
+    reason, reason_counts, start, bounds = _cut(
+        points,
+        np.float32(config.ego_crop_m),
+        np.float32(config.min_range_m),
+        np.float32(config.max_range_m),
+        box_SE3_sensor,
+        centre,
+        lower,
+        upper,
+        config.dynamics == "drop",
+        out,
+    )
+    return Cut(reason, reason_counts, out[:, : start[-1]], start, bounds)
+
+
+def box_bounds(
+    boxes: Sequence[Box], margin_m: float
+) -> tuple[Float[np.ndarray, "boxes 3"], Float[np.ndarray, "boxes 3"]]:
+    """Lowest and highest coordinates of what belongs to each box, in its frame, float32."""
+    half = np.array([box.size_lwh_m for box in boxes], np.float32).reshape(-1, 3) / 2
+    lower, upper = -half - np.float32(margin_m), half + np.float32(margin_m)
+    lower[:, 2] = -half[:, 2]
+    return lower, upper
+
+
+def _box_corners(lower: np.ndarray, upper: np.ndarray) -> Float[np.ndarray, "boxes 8 3"]:
+    picks = np.array([[(i >> axis) & 1 for axis in range(3)] for i in range(8)], bool)
+    return np.where(picks, upper[:, None], lower[:, None])
+
+
+@functools.cache
+def _sector_edges() -> tuple[Float[np.ndarray, "borders 2"], Float[np.ndarray, " sectors"]]:
+    """Unit vectors along the borders of the sectors, and the cosines of the half angles between them."""
+    # The inverse of the pseudo-angle in _cut: points of the diamond |x| + |y| = 1.
+    edges = np.linspace(0.0, 4.0, N_SECTORS + 1)
+    y = np.where(edges <= 2, edges - 1, 3 - edges)
+    x = np.where(edges <= 2, 1 - np.abs(y), np.abs(y) - 1)
+    directions = np.column_stack([x, y]) / np.hypot(x, y)[:, None]
+    return directions, np.sqrt((1 + (directions[:-1] * directions[1:]).sum(1)) / 2)
+
+
+def _sector_corners(bounds: Float[np.ndarray, "sweeps sectors 4"]) -> Float[np.ndarray, "sweeps sectors 8 3"]:
+    """Corners of the wedges that hold the points of static sectors; bounds as in ``Cut``."""
+    directions, cos_half = _sector_edges()
+    r_min, r_max, z_min, z_max = np.moveaxis(bounds, -1, 0)
+    corners = np.empty((*bounds.shape[:2], 8, 3), np.float32)
+    for i in range(8):
+        radius = r_max / cos_half if i & 1 else r_min  # the outer chord must lie beyond the arc
+        corners[:, :, i, :2] = radius[..., None] * (directions[1:] if i & 2 else directions[:-1])
+        corners[:, :, i, 2] = z_max if i & 4 else z_min
+    return corners
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, upper, drop, xyz):  # type: ignore[no-untyped-def]
+    """Reason and segment of every point, then a stable counting sort by segment into xyz.
+
+    The first and the last loop have selects in place of branches, which points in no order would mispredict. Points
+    that are not kept go to one more segment, behind all others.
+    """
+    n, n_boxes = len(points), len(box_SE3_sensor)
+    n_segments = N_SECTORS + n_boxes
+    not_kept = np.int32(n_segments)
+    zero, one, three, far_away = np.float32(0.0), np.float32(1.0), np.float32(3.0), np.float32(FAR_AWAY_M)
+    sectors_per_unit, last_sector = np.float32(N_SECTORS / 4), np.int32(N_SECTORS - 1)
+    min_sq, max_sq = min_range * min_range, max_range * max_range
+    reason = np.empty(n, np.uint8)
+    segment = np.empty(n, np.int32)
+    for i in range(n):
+        x, y, z = points[i, 0], points[i, 1], points[i, 2]
+        finite = (abs(x) < far_away) & (abs(y) < far_away) & (abs(z) < far_away)
+        ego = (abs(x) < ego_crop) & (abs(y) < ego_crop)
+        range_sq = x * x + y * y + z * z
+        beyond = (range_sq < min_sq) | (range_sq > max_sq)
+        code = np.uint8(4) if not finite else np.uint8(2) if ego else np.uint8(3) if beyond else np.uint8(0)
+        reason[i] = code
+        # A pseudo-angle in [0, 4], monotone in azimuth, without atan2.
+        norm = abs(x) + abs(y)
+        p = y / (norm if norm > zero else one)
+        q = one + p if x >= zero else three - p
+        sector = np.int32((q if code == 0 else zero) * sectors_per_unit)
+        segment[i] = min(sector, last_sector) if code == 0 else not_kept
+    for b in range(n_boxes):
+        T = box_SE3_sensor[b]
+        radius_sq = upper[b, 0] ** 2 + upper[b, 1] ** 2
+        for i in range(n):
+            x, y, z = points[i, 0], points[i, 1], points[i, 2]
+            if (x - centre[b, 0]) ** 2 + (y - centre[b, 1]) ** 2 > 2 * radius_sq or segment[i] > last_sector:
+                continue
+            inside = True
+            for axis in range(3):
+                p = T[axis, 0] * x + T[axis, 1] * y + T[axis, 2] * z + T[axis, 3]
+                inside = inside and lower[b, axis] <= p <= upper[b, axis]
+            if inside:
+                reason[i] = 5 if drop else 1
+                segment[i] = not_kept if drop else N_SECTORS + b
+    start = np.zeros(n_segments + 2, np.int64)
+    reason_counts = np.zeros(6, np.int64)
+    for i in range(n):
+        start[segment[i] + 1] += 1
+        reason_counts[reason[i]] += 1
+    for s in range(n_segments + 1):
+        start[s + 1] += start[s]
+    bounds = np.empty((n_segments + 1, 4), np.float32)
+    for s in range(n_segments + 1):
+        filled = start[s + 1] > start[s]
+        bounds[s, 0::2] = np.inf if filled else 0.0
+        bounds[s, 1::2] = -np.inf if filled else 0.0
+    cursor = start.copy()
+    for i in range(n):
+        x, y, z = points[i, 0], points[i, 1], points[i, 2]
+        s = segment[i]
+        at = cursor[s]
+        cursor[s] = at + 1
+        xyz[0, at], xyz[1, at], xyz[2, at] = x, y, z
+        r = np.sqrt(x * x + y * y)
+        extent = bounds[s]
+        extent[0], extent[1] = min(extent[0], r), max(extent[1], r)
+        extent[2], extent[3] = min(extent[2], z), max(extent[3], z)
+    for b in range(n_boxes):
+        T = box_SE3_sensor[b]
+        for at in range(start[N_SECTORS + b], start[N_SECTORS + b + 1]):
+            x, y, z = xyz[0, at], xyz[1, at], xyz[2, at]
+            for axis in range(3):
+                xyz[axis, at] = T[axis, 0] * x + T[axis, 1] * y + T[axis, 2] * z + T[axis, 3]
+    return reason, reason_counts, start[:-1], bounds[:N_SECTORS]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Segments that make one label, and how each gets into the camera.
+
+    Attributes:
+        segments: Indices into the segments of a SceneCloud.
+        ref_SE3_segment: Per selected segment, float64.
+        source: Per selected segment: a code of ``Source``.
+        n_sweeps: How many sweeps are in the window.
+        n_unknown_pose: Points on objects that have no pose at this time; they are left out.
+    """
+
+    segments: Int[np.ndarray, " selected"]
+    ref_SE3_segment: Float[np.ndarray, "selected 4 4"]
+    source: UInt8[np.ndarray, " selected"]
+    n_sweeps: int
+    n_unknown_pose: int
+
+
+class SceneCloud:
+    """The points of a scene, read and cut once, ready to be brought to any time.
+
+    Attributes:
+        xyz: Points of all segments, (3, n) float32; the columns of dropped points at the end are undefined.
+        start: Per segment: its first column in xyz.
+        stop: Per segment: the column after its last one.
+        corners: Per segment: (8, 3) float32, hull of its points in their frame.
+        reason_counts: Per sweep of the scene: how many points got each ``Reason``; zero for sweeps not needed.
+    """
+
+    def __init__(self, scene: Scene, frames: Sequence[CameraFrame], config: AccumulationConfig) -> None:
+        """Reads the sweeps that these frames need.
+
+        Raises:
+            InputError: A sweep file is missing, truncated, or holds more non-finite points than the config allows.
+        """
+        self._config = config
+        self._index = {sweep.token: i for i, sweep in enumerate(scene.sweeps)}
+        self._times_us = np.array([sweep.timestamp_us for sweep in scene.sweeps], np.int64)
+        self._world_SE3_sensor = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
+        self._tracks = moving_tracks(scene.tracks, config)
+        self.reason_counts = np.zeros((len(scene.sweeps), len(Reason)), np.int64)
+
+        needed = sorted({i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)})
+        # One array of full length: a shorter view of it would not be contiguous, and SIMD needs that.
+        self.xyz = np.empty((3, sum(count_points(scene.sweeps[i]) for i in needed)), np.float32)
+        cuts, known_tracks, box_corners = [], [], []
+        n_kept = 0
+        for i in needed:
+            sweep = scene.sweeps[i]
+            boxes = boxes_at(self._tracks, sweep.timestamp_us, config.extrapolate_s)
+            known = {k: box for k, box in enumerate(boxes) if box is not None}
+            points = read_sweep(sweep)
+            cut = cut_sweep(points, sweep.world_SE3_sensor, list(known.values()), config, self.xyz[:, n_kept:])
+            if cut.reason_counts[Reason.NONFINITE] > config.max_bad_points * len(points):
+                raise InputError(
+                    f"{sweep.path}: {cut.reason_counts[Reason.NONFINITE]} of {len(points)} points are NaN, infinite or "
+                    f"beyond {FAR_AWAY_M:.0f} m; restore the file, or allow a share with --max-bad-points"
+                )
+            self.reason_counts[i] = cut.reason_counts
+            cuts.append((cut, n_kept))
+            known_tracks.append(list(known))
+            box_corners.append(_box_corners(*box_bounds(list(known.values()), config.box_margin_m)))
+            n_kept += cut.xyz.shape[1]
+
+        start = np.concatenate([cut.start[:-1] + offset for cut, offset in cuts])
+        stop = np.concatenate([cut.start[1:] + offset for cut, offset in cuts])
+        sector_corners = _sector_corners(np.stack([cut.bounds for cut, _ in cuts]))
+        corners = np.concatenate([part for parts in zip(sector_corners, box_corners) for part in parts])
+        sweep_of = np.repeat(needed, [len(cut.start) - 1 for cut, _ in cuts])
+        track_of = np.concatenate([[-1] * N_SECTORS + known for known in known_tracks])
+        filled = np.flatnonzero(stop > start)
+        self.start, self.stop, self.corners = start[filled], stop[filled], corners[filled]
+        self._sweep_of, self._track_of = sweep_of[filled], track_of[filled]
+
+    def _window(self, timestamp_us: int, key_sweep: str) -> list[int]:
+        """Indices of the sweeps in the time window, and of the key sweep."""
+        first = np.searchsorted(self._times_us, timestamp_us - round(self._config.past_s * 1e6), "left")
+        last = np.searchsorted(self._times_us, timestamp_us + round(self._config.future_s * 1e6), "right")
+        return sorted({*range(first, last), self._index[key_sweep]})
+
+    def select(self, ref_SE3_world: SE3, timestamp_us: int, key_sweep: str, without: Sequence[str] = ()) -> Selection:
+        """Brings the sweeps around a time to a reference frame at that time.
+
+        Args:
+            ref_SE3_world: The reference frame, usually a camera.
+            timestamp_us: The time to which moving objects are carried.
+            key_sweep: Token of the sweep whose points get ``Source.KEY_SWEEP``.
+            without: Tokens of sweeps to leave out, for held-out checks.
+        """
+        left_out = {self._index[token] for token in without}
+        window = [i for i in self._window(timestamp_us, key_sweep) if i not in left_out]
+        in_window = np.zeros(len(self._times_us), bool)
+        in_window[window] = True
+        boxes = boxes_at(self._tracks, timestamp_us, self._config.extrapolate_s)
+        has_pose = np.array([box is not None for box in boxes] + [True])  # the last one is the static world, -1
+
+        segments = np.flatnonzero(in_window[self._sweep_of])
+        known = has_pose[self._track_of[segments]]
+        unknown, segments = segments[~known], segments[known]
+        sweep, track = self._sweep_of[segments], self._track_of[segments]
+
+        # Transforms of the sweeps, then of the tracks.
+        ref_SE3_all = ref_SE3_world @ np.concatenate(
+            [self._world_SE3_sensor, [np.eye(4) if box is None else box.world_SE3_box for box in boxes]]
+            if boxes
+            else [self._world_SE3_sensor]
+        )
+        source = np.where(track >= 0, np.uint8(Source.MOVING), np.uint8(Source.STATIC))
+        source[sweep == self._index[key_sweep]] = Source.KEY_SWEEP
+        return Selection(
+            segments,
+            ref_SE3_all[np.where(track >= 0, len(self._times_us) + track, sweep)],
+            source,
+            len(window),
+            int((self.stop - self.start)[unknown].sum()),
+        )
+
+    def count_reasons(self, frames: Sequence[CameraFrame]) -> Int[np.ndarray, " reasons"]:
+        """How many points of the sweeps that these frames use got each ``Reason``."""
+        used = {i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)}
+        return self.reason_counts[sorted(used)].sum(0)
+
+    def points(self, selection: Selection) -> tuple[Float[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]:
+        """The selected points in the reference frame (float64), and the source code of each."""
+        clouds = [
+            transform(ref_SE3_segment, self.xyz[:, self.start[s] : self.stop[s]].T.astype(np.float64))
+            for s, ref_SE3_segment in zip(selection.segments, selection.ref_SE3_segment)
+        ]
+        lengths = self.stop[selection.segments] - self.start[selection.segments]
+        return np.concatenate([np.empty((0, 3)), *clouds]), np.repeat(selection.source, lengths)
+
+
+def moving_tracks(tracks: Sequence[Track], config: AccumulationConfig) -> list[Track]:
+    """The tracks whose points are treated apart from the static world."""
+    if config.dynamics == "none":
+        return []
+    return [track for track in tracks if track.travel_m > config.moving_above_m]

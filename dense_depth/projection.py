@@ -1,0 +1,322 @@
+"""Points to a depth and source map: an exact z-buffer and a visibility test.
+
+The z-buffer keeps, per pixel, the smallest 32-bit key ``depth << 8 | source`` with depth in steps of 1/256 m. A
+minimum of integers does not depend on the order of the points, so neither do the labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+from jaxtyping import Float, UInt8, UInt16, UInt32
+
+from dense_depth import InputError
+from dense_depth.accumulation import SceneCloud, Selection
+from dense_depth.datasets.base import CameraFrame
+from dense_depth.geometry import invert, resize_K
+
+EMPTY_KEY = np.uint32(0xFFFFFFFF)
+NEAR_M = 0.1  # nearer than any lens sees sharply; keeps the division by depth safe
+FAR_M = 255.0  # depth must fit 16 bits in steps of 1/256 m, below the fill value 65535
+BLOCK = 256  # points per block: small enough for L1, long enough for SIMD
+
+
+@dataclass(frozen=True)
+class VisibilityConfig:
+    """Which points of a label other surfaces hide.
+
+    LiDAR surfaces are sparse in the image, so points behind them shine through the gaps. A point is hidden if nearer
+    points surround it: around each pixel lie four quadrants, and a quadrant occludes if its nearest point is nearer
+    than the pixel by more than the margins. One occluding quadrant is the classical window minimum, which also
+    removes what is rightly seen beside an edge; asking for three keeps the background beside a silhouette, and the
+    road, whose nearer points all lie below. Related: Pintus et al., "Real-time rendering of massive unstructured raw
+    point clouds using screen-space operators", VAST 2011.
+
+    Attributes:
+        visibility: "quadrants", or "none" to keep every point that wins its pixel.
+        min_quadrants: Occluding quadrants (1-4) that hide a point.
+        width_deg: Horizontal reach of a quadrant.
+        height_deg: Vertical reach of a quadrant.
+        margin_m: Absolute part of the depth margin.
+        margin_ratio: Part of the depth margin that grows with depth.
+        cell_deg: Quadrant minima are computed on a grid of this pitch (at least a pixel).
+    """
+
+    visibility: Literal["quadrants", "none"] = "quadrants"
+    min_quadrants: int = 3
+    width_deg: float = 0.6
+    height_deg: float = 1.2
+    margin_m: float = 0.3
+    margin_ratio: float = 0.05
+    cell_deg: float = 0.12
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_quadrants <= 4:
+            raise InputError(f"--min-quadrants {self.min_quadrants}: must be 1 to 4")
+        for name in ("width_deg", "height_deg", "margin_m", "margin_ratio", "cell_deg"):
+            if not 0 <= getattr(self, name) < 90:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be zero or more")
+
+
+def new_keys(height: int, width: int) -> UInt32[np.ndarray, "height width"]:
+    """An empty z-buffer."""
+    return np.full((height, width), EMPTY_KEY, np.uint32)
+
+
+def splat(
+    cloud: SceneCloud,
+    selection: Selection,
+    K: Float[np.ndarray, "3 3"],
+    keys: UInt32[np.ndarray, "height width"],
+) -> int:
+    """Projects the selected points and keeps the smallest key per pixel.
+
+    Args:
+        cloud: The points.
+        selection: Which of them, with transforms into the camera.
+        K: Intrinsics of the label, integer coordinates are pixel centres.
+        keys: Z-buffer from ``new_keys``, changed in place; several calls may share one.
+
+    Returns:
+        The number of points that fell into the image.
+    """
+    # Composed in float64, cast once: points are in a local frame, so float32 holds them to 0.01 mm.
+    image_T_segment = (K @ selection.ref_SE3_segment[:, :3]).astype(np.float32)
+    return _splat(
+        cloud.xyz,
+        cloud.corners,
+        selection.segments,
+        cloud.start,
+        cloud.stop,
+        image_T_segment,
+        selection.source,
+        keys,
+    )
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys):  # type: ignore[no-untyped-def]
+    height, width = np.float32(keys.shape[0]), np.float32(keys.shape[1])
+    flat_keys, stride = keys.reshape(-1), np.int32(keys.shape[1])
+    zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+    near, far, steps = np.float32(NEAR_M), np.float32(FAR_M), np.float32(256.0)
+    outside = np.int32(-1)
+    pixel = np.empty(BLOCK, np.int32)
+    key = np.empty(BLOCK, np.uint32)
+    n_inside = 0
+    for k in range(len(segments)):
+        s, T = segments[k], image_T_segment[k]
+        if _is_outside(corners[s], T, width, height):
+            continue
+        a0, a1, a2, a3 = T[0, 0], T[0, 1], T[0, 2], T[0, 3]
+        b0, b1, b2, b3 = T[1, 0], T[1, 1], T[1, 2], T[1, 3]
+        c0, c1, c2, c3 = T[2, 0], T[2, 1], T[2, 2], T[2, 3]
+        code = np.uint32(source[k])
+        for block in range(start[s], stop[s], BLOCK):
+            n = min(BLOCK, stop[s] - block)
+            xs, ys, zs = xyz[0, block : block + n], xyz[1, block : block + n], xyz[2, block : block + n]
+            # Selects in place of branches and of min / max, so that this loop compiles to SIMD (3x faster).
+            for i in range(n):
+                x, y, z = xs[i], ys[i], zs[i]
+                depth = c0 * x + c1 * y + c2 * z + c3
+                in_front = (depth >= near) & (depth < far)
+                depth = depth if in_front else one
+                inverse = one / depth
+                u = (a0 * x + a1 * y + a2 * z + a3) * inverse + half
+                v = (b0 * x + b1 * y + b2 * z + b3) * inverse + half
+                inside = in_front & (u >= zero) & (u < width) & (v >= zero) & (v < height)
+                u, v = u if inside else zero, v if inside else zero  # truncation is floor from here on
+                pixel[i] = np.int32(v) * stride + np.int32(u) if inside else outside
+                key[i] = (np.uint32(np.int32(depth * steps + half)) << np.uint32(8)) | code
+            for i in range(n):
+                p = pixel[i]
+                if p != outside:
+                    n_inside += 1
+                    if key[i] < flat_keys[p]:
+                        flat_keys[p] = key[i]
+    return n_inside
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _is_outside(corners, T, width, height):  # type: ignore[no-untyped-def]
+    """Whether a convex hull lies wholly beyond one border plane of the view, with a pixel to spare."""
+    left = right = top = bottom = behind = True
+    for c in range(8):
+        x, y, z = corners[c, 0], corners[c, 1], corners[c, 2]
+        u = T[0, 0] * x + T[0, 1] * y + T[0, 2] * z + T[0, 3]
+        v = T[1, 0] * x + T[1, 1] * y + T[1, 2] * z + T[1, 3]
+        depth = T[2, 0] * x + T[2, 1] * y + T[2, 2] * z + T[2, 3]
+        left &= u < -1.5 * depth
+        right &= u > (width + 0.5) * depth
+        top &= v < -1.5 * depth
+        bottom &= v > (height + 0.5) * depth
+        behind &= depth < 0.0
+    return left | right | top | bottom | behind
+
+
+def hide(keys: UInt32[np.ndarray, "height width"], K: Float[np.ndarray, "3 3"], config: VisibilityConfig) -> int:
+    """Empties the pixels whose point is hidden behind other points.
+
+    Args:
+        keys: Z-buffer from ``splat``, changed in place.
+        K: Intrinsics of the label.
+        config: The method and its thresholds.
+
+    Returns:
+        The number of pixels emptied.
+    """
+    if config.visibility == "none":
+        return 0
+    px_per_deg = float(K[0, 0]) * np.pi / 180  # at the image centre, where pixels are widest in angle
+    cell = max(1, round(config.cell_deg * px_per_deg))
+    reach_x = round(config.width_deg * px_per_deg / cell)
+    reach_y = round(config.height_deg * px_per_deg / cell)
+    nearest = _cell_minimum(keys, cell)
+    limits = np.stack(
+        [
+            quadrant
+            for side in _running_minima(nearest, reach_x, axis=1)
+            for quadrant in _running_minima(side, reach_y, axis=0)
+        ]
+    )
+    return _hide_beyond(keys, cell, limits, config.min_quadrants, 1 + config.margin_ratio, 256 * config.margin_m)
+
+
+@numba.njit(cache=True, nogil=True)
+def _cell_minimum(keys, cell):  # type: ignore[no-untyped-def]
+    """Smallest depth (1/256 m, 65535 for none) in each cell x cell block of the image."""
+    height, width = keys.shape
+    rows, columns = (height + cell - 1) // cell, (width + cell - 1) // cell
+    nearest = np.empty((rows, columns), np.uint16)
+    line = np.full(columns * cell, EMPTY_KEY, np.uint32)
+    for row in range(rows):
+        line[:] = EMPTY_KEY
+        for v in range(row * cell, min((row + 1) * cell, height)):
+            pixels = keys[v]
+            for u in range(width):
+                line[u] = pixels[u] if pixels[u] < line[u] else line[u]
+        for column in range(columns):
+            smallest = EMPTY_KEY
+            for u in range(column * cell, (column + 1) * cell):
+                smallest = line[u] if line[u] < smallest else smallest
+            nearest[row, column] = min(smallest >> np.uint32(8), np.uint32(65535))
+    return nearest
+
+
+def _running_minima(
+    depth: UInt16[np.ndarray, "rows columns"], reach: int, axis: int
+) -> tuple[UInt16[np.ndarray, "rows columns"], UInt16[np.ndarray, "rows columns"]]:
+    """Minima over [i - reach, i] and over [i, i + reach] along an axis, by doubling the window."""
+    before, after = depth, depth
+    span = 1
+    while span <= reach:
+        step = min(span, reach + 1 - span)
+        head, tail = [slice(None)] * 2, [slice(None)] * 2
+        head[axis], tail[axis] = slice(None, -step), slice(step, None)
+        wider = before.copy()
+        np.minimum(before[tuple(tail)], before[tuple(head)], out=wider[tuple(tail)])
+        before = wider
+        wider = after.copy()
+        np.minimum(after[tuple(head)], after[tuple(tail)], out=wider[tuple(head)])
+        after = wider
+        span += step
+    return before, after
+
+
+@numba.njit(cache=True, nogil=True)
+def _hide_beyond(keys, cell, quadrants, min_quadrants, ratio, margin):  # type: ignore[no-untyped-def]
+    """Empties the pixels that enough quadrants occlude: each occludes what lies beyond its own limit."""
+    height, width = keys.shape
+    last_hidden = EMPTY_KEY - np.uint32(1)
+    beyond = np.empty(width, np.uint32)
+    n_hidden = 0
+    for row in range(quadrants.shape[1]):
+        for column in range(quadrants.shape[2]):
+            # Sort the four: the k-th smallest is the depth beyond which k quadrants occlude.
+            a, b = quadrants[0, row, column], quadrants[1, row, column]
+            c, d = quadrants[2, row, column], quadrants[3, row, column]
+            a, b, c, d = min(a, b), max(a, b), min(c, d), max(c, d)
+            a, b, c, d = min(a, c), min(b, d), max(a, c), max(b, d)
+            kth = (a, min(b, c), max(b, c), d)[min_quadrants - 1]
+            limit = np.uint32(min(kth * ratio + margin, 65535.0))
+            for u in range(column * cell, min((column + 1) * cell, width)):
+                beyond[u] = (limit << np.uint32(8)) | np.uint32(255)
+        for v in range(row * cell, min((row + 1) * cell, height)):
+            line = keys[v]
+            for u in range(width):
+                hidden = (line[u] > beyond[u]) & (line[u] <= last_hidden)
+                n_hidden += hidden
+                line[u] = EMPTY_KEY if hidden else line[u]
+    return n_hidden
+
+
+@numba.njit(cache=True, nogil=True)
+def _unpack(keys, depth, source):  # type: ignore[no-untyped-def]
+    """Splits keys into depth and source code, empties the z-buffer, and counts the filled pixels."""
+    n_filled = 0
+    for v in range(keys.shape[0]):
+        line, depth_line, source_line = keys[v], depth[v], source[v]
+        for u in range(keys.shape[1]):
+            key = line[u]
+            filled = key != EMPTY_KEY
+            n_filled += filled
+            depth_line[u] = np.uint16(key >> np.uint32(8)) if filled else np.uint16(0)
+            source_line[u] = np.uint8(key & np.uint32(255)) if filled else np.uint8(0)
+            line[u] = EMPTY_KEY
+    return n_filled
+
+
+@dataclass(frozen=True)
+class LabelStats:
+    """How one label came about.
+
+    Attributes:
+        n_sweeps: Sweeps in the window.
+        n_points: Points that fell into the image.
+        n_labelled: Pixels with a depth.
+        n_hidden: Pixels emptied by the visibility test.
+        n_unknown_pose: Points left out, since their object has no pose at the camera's time.
+    """
+
+    n_sweeps: int
+    n_points: int
+    n_labelled: int
+    n_hidden: int
+    n_unknown_pose: int
+
+
+def label_camera(frame: CameraFrame, scale: float) -> tuple[int, int, Float[np.ndarray, "3 3"]]:
+    """Height, width and K of the label of a frame at a fraction of the image's size."""
+    height, width = max(1, round(frame.height * scale)), max(1, round(frame.width * scale))
+    return height, width, resize_K(frame.K, width / frame.width, height / frame.height)
+
+
+def render_label(
+    cloud: SceneCloud,
+    frame: CameraFrame,
+    K: Float[np.ndarray, "3 3"],
+    config: VisibilityConfig,
+    keys: UInt32[np.ndarray, "height width"],
+    depth: UInt16[np.ndarray, "height width"],
+    source: UInt8[np.ndarray, "height width"],
+    without: Sequence[str] = (),
+) -> LabelStats:
+    """Makes the label of one camera frame.
+
+    Args:
+        cloud: The scene's points.
+        frame: The camera frame.
+        K: Intrinsics at the size of the label.
+        config: The visibility test.
+        keys: An empty z-buffer, empty again afterwards.
+        depth: Written: depth in 1/256 m, 0 = none.
+        source: Written: ``Source`` codes.
+        without: Tokens of sweeps to leave out, for held-out checks.
+    """
+    selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
+    n_points = splat(cloud, selection, K, keys)
+    n_hidden = hide(keys, K, config)
+    n_labelled = _unpack(keys, depth, source)
+    return LabelStats(selection.n_sweeps, n_points, n_labelled, n_hidden, selection.n_unknown_pose)
