@@ -46,8 +46,8 @@ class VisibilityConfig:
 
     visibility: Literal["quadrants", "none"] = "quadrants"
     min_quadrants: int = 3
-    width_deg: float = 0.6
-    height_deg: float = 1.2
+    width_deg: float = 0.3
+    height_deg: float = 0.6
     margin_m: float = 0.3
     margin_ratio: float = 0.05
     cell_deg: float = 0.12

@@ -109,8 +109,8 @@ def test_a_parked_object_is_static_world(tmp_path):
 def test_an_object_without_a_pose_at_the_camera_time_is_left_out_and_counted(tmp_path):
     """The car is annotated up to 1.1 s; at 1.23 s nobody knows where it is if tracks are not continued."""
     track = moving_track((900_000, 1_000_000, 1_100_000))
-    scene, frame, static_world, in_box = make_scene(tmp_path, tracks=(track,))
-    selection, points, _ = cloud_at(scene, frame, replace(CONFIG, extrapolate_s=0.0))
+    scene, frame, _, in_box = make_scene(tmp_path, tracks=(track,))
+    selection, _, _ = cloud_at(scene, frame, replace(CONFIG, extrapolate_s=0.0))
     assert selection.n_unknown_pose == 2 * len(in_box)  # of the sweeps at 1.0 and 1.1 s
     selection, _, _ = cloud_at(scene, frame, replace(CONFIG, extrapolate_s=0.5))
     assert selection.n_unknown_pose == 0

@@ -166,7 +166,7 @@ def test_hide_equals_its_definition(min_quadrants, cell, reach_x, reach_y):
     expected = brute_force_hidden(steps.astype(float), cell, reach_x, reach_y, config)
     before = keys.copy()
     n_hidden = hide(keys, K, config)
-    assert 0 < n_hidden == expected.sum() or cell == 1 and reach_x == 0
+    assert 0 < n_hidden == expected.sum() or (cell == 1 and reach_x == 0)
     assert (keys == np.where(expected, EMPTY_KEY, before)).all()
 
 

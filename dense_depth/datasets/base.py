@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from dense_depth import InputError
-from dense_depth.geometry import SE3, interpolate
+from dense_depth.geometry import SE3, quaternion_from_rotation, rotation_from_quaternion, se3, slerp
 
 DatasetName = Literal["nuscenes", "kitti-raw"]
 
@@ -88,32 +89,64 @@ class Track:
     category: str
     boxes: tuple[Box, ...]
 
+    def box_at(self, timestamp_us: int, extrapolate_s: float = 0.0) -> Box | None:
+        """The box at any time: see ``boxes_at``."""
+        return boxes_at([self], timestamp_us, extrapolate_s)[0]
+
     @cached_property
-    def _times_us(self) -> list[int]:
+    def times_us(self) -> list[int]:
+        """Times of the boxes."""
         return [box.timestamp_us for box in self.boxes]
 
-    def box_at(self, timestamp_us: int, extrapolate_s: float = 0.0) -> Box | None:
-        """The box at any time, interpolated in SE3 between its two neighbours.
-
-        Up to ``extrapolate_s`` before the first or after the last box, the nearest two boxes are continued at
-        constant velocity (a single box stays where it is). Returns None further out: nobody knows where it was.
-        """
-        margin_us = round(extrapolate_s * 1e6)
-        if not self._times_us[0] - margin_us <= timestamp_us <= self._times_us[-1] + margin_us:
-            return None
-        if len(self.boxes) == 1:
-            return Box(timestamp_us, self.boxes[0].world_SE3_box, self.boxes[0].size_lwh_m)
-        right = min(max(bisect.bisect_left(self._times_us, timestamp_us), 1), len(self.boxes) - 1)
-        a, b = self.boxes[right - 1], self.boxes[right]
-        alpha = (timestamp_us - a.timestamp_us) / (b.timestamp_us - a.timestamp_us)
-        size = a.size_lwh_m + min(max(alpha, 0.0), 1.0) * (b.size_lwh_m - a.size_lwh_m)
-        return Box(timestamp_us, interpolate(a.world_SE3_box, b.world_SE3_box, alpha), size)
+    @cached_property
+    def quaternions(self) -> Float[np.ndarray, "boxes 4"]:
+        """Rotations world_SE3_box of the boxes."""
+        return quaternion_from_rotation(np.stack([box.world_SE3_box[:3, :3] for box in self.boxes]))
 
     @cached_property
     def travel_m(self) -> float:
         """Greatest distance of the object's centre from where it was first seen."""
         centres = np.array([box.world_SE3_box[:3, 3] for box in self.boxes])
         return float(np.linalg.norm(centres - centres[0], axis=1).max())
+
+
+def boxes_at(tracks: Sequence[Track], timestamp_us: int, extrapolate_s: float = 0.0) -> list[Box | None]:
+    """The box of each track at any time, interpolated in SE3 between its two neighbours.
+
+    Up to ``extrapolate_s`` before the first or after the last box, the nearest two boxes are continued at constant
+    velocity (a single box stays where it is). None further out: nobody knows where the object was.
+    """
+    margin_us = round(extrapolate_s * 1e6)
+    boxes: list[Box | None] = [None] * len(tracks)
+    known, neighbours, alphas = [], [], []
+    for i, track in enumerate(tracks):
+        times = track.times_us
+        if not times[0] - margin_us <= timestamp_us <= times[-1] + margin_us:
+            continue
+        if len(times) == 1:
+            boxes[i] = Box(timestamp_us, track.boxes[0].world_SE3_box, track.boxes[0].size_lwh_m)
+            continue
+        right = min(max(bisect.bisect_left(times, timestamp_us), 1), len(times) - 1)
+        known.append(i)
+        neighbours.append((right - 1, right))
+        alphas.append((timestamp_us - times[right - 1]) / (times[right] - times[right - 1]))
+    if not known:
+        return boxes
+    alpha = np.array(alphas)
+    ends = [(tracks[i], a, b) for i, (a, b) in zip(known, neighbours)]
+    rotation = rotation_from_quaternion(
+        slerp(
+            np.stack([track.quaternions[a] for track, a, _ in ends]),
+            np.stack([track.quaternions[b] for track, _, b in ends]),
+            alpha,
+        )
+    )
+    for k, (track, a, b) in enumerate(ends):
+        first, second = track.boxes[a], track.boxes[b]
+        centre = (1 - alpha[k]) * first.world_SE3_box[:3, 3] + alpha[k] * second.world_SE3_box[:3, 3]
+        nearest = second if alpha[k] > 0.5 else first
+        boxes[known[k]] = Box(timestamp_us, se3(rotation[k], centre), nearest.size_lwh_m)
+    return boxes
 
 
 @dataclass(frozen=True)
@@ -200,3 +233,62 @@ def open_dataset(
             raise InputError("--version is for nuscenes; kitti-raw has none")
         return KittiRawDataset(root, cameras, Path(poses) if poses else None, Path(tracks) if tracks else None)
     raise InputError(f"--dataset {name}: not known; use nuscenes or kitti-raw")
+
+
+MAX_SPEED_MPS = 60.0
+
+
+def check_intrinsics(K: np.ndarray, width: int, height: int, what: str) -> None:
+    """Refuses a K that no pinhole camera with this image size has; a transposed one is the common mistake.
+
+    Raises:
+        InputError: K is not [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0 and (cx, cy) in the image.
+    """
+    if K.shape != (3, 3) or not np.isfinite(K).all() or K[1, 0] != 0 or K[2].tolist() != [0, 0, 1]:
+        raise InputError(f"{what}: K is not of the form [[fx, s, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
+    if K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise InputError(f"{what}: the focal lengths of K are {K[0, 0]:g} and {K[1, 1]:g}; both must be positive")
+    if not (0 <= K[0, 2] <= width and 0 <= K[1, 2] <= height):
+        raise InputError(
+            f"{what}: the principal point ({K[0, 2]:g}, {K[1, 2]:g}) is outside the {width}x{height} image"
+        )
+
+
+def check_upright(up_z: np.ndarray, names: Sequence[str], max_tilt_deg: float) -> None:
+    """Refuses poses whose up axis leans: a unit quaternion in xyzw order is still a rotation, but a wild one.
+
+    Args:
+        up_z: (n,) the vertical part of each unit up axis.
+        names: What to name in the message, one per pose.
+        max_tilt_deg: Largest angle to the vertical.
+
+    Raises:
+        InputError: A pose leans more.
+    """
+    wrong = np.flatnonzero(up_z < np.cos(np.radians(max_tilt_deg)))
+    if len(wrong):
+        tilt_deg = np.degrees(np.arccos(np.clip(up_z[wrong[0]], -1, 1)))
+        raise InputError(
+            f"{names[wrong[0]]}: the up axis is {tilt_deg:.0f} degrees from the vertical, more than "
+            f"{max_tilt_deg:g}; is the rotation in another order (quaternions are wxyz) or transposed?"
+        )
+
+
+def check_speed(timestamps_us: Sequence[int], positions: np.ndarray, names: Sequence[str]) -> None:
+    """Refuses a trajectory that jumps.
+
+    Args:
+        timestamps_us: n increasing times.
+        positions: (n, 3) places in metres.
+        names: What to name in the message, one per place.
+
+    Raises:
+        InputError: Two successive places are further apart than ``MAX_SPEED_MPS`` allows.
+    """
+    speed_mps = np.linalg.norm(np.diff(positions, axis=0), axis=1) / (np.diff(timestamps_us) * 1e-6)
+    wrong = np.flatnonzero(speed_mps >= MAX_SPEED_MPS)
+    if len(wrong):
+        raise InputError(
+            f"{names[wrong[0] + 1]}: the pose jumps: {speed_mps[wrong[0]]:.0f} m/s from the one before, "
+            f"more than {MAX_SPEED_MPS:g}; check its translation and timestamp"
+        )

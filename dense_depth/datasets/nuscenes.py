@@ -1,0 +1,334 @@
+"""nuScenes and every dataset in its format, read through the nuScenes devkit on the driver.
+
+The tables are checked before anything is yielded: keys that point nowhere, rows missing from a chain, calibrations that
+cannot be. The ends of a chain may point at rows that are not there (someone cut the dataset): that becomes a note.
+Format: https://www.nuscenes.org/nuscenes#data-format
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from dense_depth import InputError
+from dense_depth.datasets import base
+from dense_depth.datasets.base import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.geometry import rotation_from_quaternion
+
+Row = dict[str, Any]
+
+LIDAR = "LIDAR_TOP"
+LIDAR_FEATURES = 5  # x, y, z, intensity, ring
+MAX_EGO_TILT_DEG = 30.0
+MAX_SENSOR_TILT_DEG = 45.0
+
+# The fields that are read: each holds a token of the table named here, or a value of this type.
+FIELDS: dict[str, dict[str, str | type]] = {
+    "log": {},
+    "category": {"name": str},
+    "sensor": {"channel": str, "modality": str},
+    "calibrated_sensor": {"sensor_token": "sensor", "translation": list, "rotation": list, "camera_intrinsic": list},
+    "ego_pose": {"translation": list, "rotation": list},
+    "scene": {"log_token": "log", "name": str, "nbr_samples": int},
+    "sample": {"scene_token": "scene", "timestamp": int, "prev": str, "next": str},
+    "sample_data": {
+        **{"sample_token": "sample", "ego_pose_token": "ego_pose", "calibrated_sensor_token": "calibrated_sensor"},
+        **{"timestamp": int, "is_key_frame": bool, "width": int, "height": int},
+        **{"filename": str, "prev": str, "next": str},
+    },
+    "instance": {"category_token": "category"},
+    "sample_annotation": {
+        **{"sample_token": "sample", "instance_token": "instance", "prev": str, "next": str},
+        **{"translation": list, "rotation": list, "size": list},
+    },
+}
+TABLES = (*FIELDS, "attribute", "visibility", "map")  # the devkit wants these too
+
+
+class NuScenesDataset:
+    """A dataset in nuScenes format; implements ``Dataset``."""
+
+    def __init__(self, dataroot: Path, version: str, cameras: Sequence[str]) -> None:
+        """Loads and checks the tables.
+
+        Args:
+            dataroot: The folder that holds the table folder and the sensor files.
+            version: Table folder, such as ``v1.0-mini``.
+            cameras: Camera channels to read; all when empty.
+
+        Raises:
+            InputError: A table is missing or damaged, a row points nowhere, or a camera is unknown.
+        """
+        self._dataroot = dataroot
+        self._folder = dataroot / version
+        self._nusc = _load(dataroot, version)
+        self._scene_rows = {row["name"]: row for row in sorted(self._nusc.scene, key=lambda row: row["name"])}
+        if len(self._scene_rows) != len(self._nusc.scene):
+            raise InputError(f"{self._folder / 'scene.json'}: two scenes have the same name")
+        available = {row["channel"] for row in self._nusc.sample_data if row["sensor_modality"] == "camera"}
+        for camera in cameras:
+            if camera not in available:
+                raise InputError(f"camera {camera}: not in {self._folder}; there are {', '.join(sorted(available))}")
+        self._cameras = tuple(sorted(set(cameras) or available))
+        self._all_cameras = not cameras
+
+    @property
+    def scene_names(self) -> tuple[str, ...]:
+        """Names of all scenes, sorted."""
+        return tuple(self._scene_rows)
+
+    def scenes(self, names: Sequence[str] = ()) -> Iterator[Scene]:
+        """Reads the scenes with these names, or of the splits with these names, or all, in order of their names.
+
+        Splits are the official ones and those in ``splits.json`` in the table folder, which go first.
+
+        Raises:
+            InputError: A name is unknown, a chain of rows is broken, or a calibration cannot be.
+        """
+        splits = self._splits() if set(names) - set(self._scene_rows) else {}
+        selected = set() if names else set(self._scene_rows)
+        for name in names:
+            if name not in self._scene_rows and name not in splits:
+                shown = ", ".join(self.scene_names[:5]) + (", ..." if len(self.scene_names) > 5 else "")
+                raise InputError(
+                    f"scene {name}: neither a scene nor a split of {self._folder}; "
+                    f"its {len(self.scene_names)} scenes are {shown}; splits are {', '.join(splits)}"
+                )
+            found = {name} if name in self._scene_rows else set(splits[name]) & set(self._scene_rows)
+            if not found:
+                raise InputError(f"split {name}: {self._folder} has none of its scenes")
+            selected |= found
+        return (self._scene(row) for name, row in self._scene_rows.items() if name in selected)
+
+    def _splits(self) -> dict[str, list[str]]:
+        from nuscenes.utils.splits import create_splits_scenes
+
+        path = self._folder / "splits.json"
+        custom = _parse(path) if path.is_file() else {}
+        if not isinstance(custom, dict) or not all(isinstance(scenes, list) for scenes in custom.values()):
+            raise InputError(f"{path}: must map the name of each split to a list of scene names")
+        return create_splits_scenes() | custom
+
+    @cached_property
+    def _samples(self) -> dict[str, list[Row]]:
+        """The keyframes by scene token."""
+        samples = defaultdict(list)
+        for row in self._nusc.sample:
+            samples[row["scene_token"]].append(row)
+        return samples
+
+    @cached_property
+    def _data(self) -> dict[tuple[str, str], list[Row]]:
+        """The rows of sample_data by (scene token, channel), in one pass: trainval has 2.6 million of them."""
+        scene_of = {row["token"]: row["scene_token"] for row in self._nusc.sample}
+        data = defaultdict(list)
+        for row in self._nusc.sample_data:
+            if row["channel"] == LIDAR or row["channel"] in self._cameras:
+                data[scene_of[row["sample_token"]], row["channel"]].append(row)
+        return data
+
+    def _scene(self, scene: Row) -> Scene:
+        token, name = _safe(scene["token"], "scene"), scene["name"]
+        notes: list[str] = []
+        samples = self._chain("sample", name, self._samples[token], notes)
+        if scene["nbr_samples"] != len(samples):
+            notes.append(f"{name}: nbr_samples is {scene['nbr_samples']} but the sample table has {len(samples)}")
+
+        sweep_rows = self._channel(token, name, LIDAR, notes)
+        key_sweeps = self._keyframes(samples, sweep_rows, name, LIDAR)
+        sweeps = tuple(
+            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose)
+            for row, pose in zip(sweep_rows, self._world_SE3_sensor(sweep_rows))
+        )
+        frames: list[CameraFrame] = []
+        for camera in self._cameras:
+            if self._all_cameras and not self._data[token, camera]:
+                continue  # this scene was recorded without it
+            rows = self._keyframes(samples, self._channel(token, name, camera, notes), name, camera)
+            frames += map(self._frame, rows, self._world_SE3_sensor(rows), [row["token"] for row in key_sweeps])
+        return Scene("nuscenes", token, name, sweeps, tuple(frames), self._tracks(name, samples, notes), tuple(notes))
+
+    def _channel(self, scene_token: str, name: str, channel: str, notes: list[str]) -> list[Row]:
+        """All rows of a channel in order of time, between keyframes too."""
+        rows = self._chain("sample_data", f"{name} {channel}", self._data[scene_token, channel], notes)
+        egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
+        positions = _numbers("ego_pose", egos, "translation", (3,))
+        base.check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
+        return rows
+
+    def _keyframes(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
+        """The row of each sample."""
+        row_of: dict[str, Row] = {}
+        for row in rows:
+            if row["is_key_frame"] and row_of.setdefault(row["sample_token"], row) is not row:
+                raise InputError(f"sample {row['sample_token']} ({name}): two key frames of {channel} in sample_data")
+        for sample in samples:
+            if sample["token"] not in row_of:
+                raise InputError(f"sample {sample['token']} ({name}): no key frame of {channel} in sample_data")
+        return [row_of[sample["token"]] for sample in samples]
+
+    def _frame(self, row: Row, world_SE3_cam: np.ndarray, key_sweep: str) -> CameraFrame:
+        mount = self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"])
+        K = _numbers("calibrated_sensor", [mount], "camera_intrinsic", (3, 3))[0]
+        base.check_intrinsics(K, row["width"], row["height"], f"calibrated_sensor {mount['token']}")
+        return CameraFrame(
+            sample_token=_safe(row["sample_token"], "sample"),
+            camera=_safe(row["channel"], "channel"),
+            path=self._path(row),
+            timestamp_us=row["timestamp"],
+            width=row["width"],
+            height=row["height"],
+            K=K,
+            world_SE3_cam=world_SE3_cam,
+            key_sweep=key_sweep,
+        )
+
+    def _tracks(self, name: str, samples: list[Row], notes: list[str]) -> tuple[Track, ...]:
+        rows_of: dict[str, list[Row]] = defaultdict(list)
+        for sample in samples:
+            for row in (self._nusc.get("sample_annotation", token) for token in sample["anns"]):
+                rows_of[row["instance_token"]].append(row | {"timestamp": sample["timestamp"]})
+        tracks: list[Track] = []
+        cut: list[str] = []
+        for token, rows in sorted(rows_of.items()):
+            rows = self._chain("sample_annotation", f"instance {token}", rows, cut)
+            poses = _poses("sample_annotation", rows)
+            sizes_lwh = _numbers("sample_annotation", rows, "size", (3,))[:, [1, 0, 2]]  # the table has w, l, h
+            if (sizes_lwh <= 0).any():
+                raise InputError(f"sample_annotation of instance {token}: a size is not positive")
+            boxes = tuple(Box(row["timestamp"], pose, size) for row, pose, size in zip(rows, poses, sizes_lwh))
+            tracks.append(Track(token, rows[0]["category_name"], boxes))
+        if cut:
+            notes.append(f"{name}: {len(cut)} ends of annotation chains lie outside the tables, such as {cut[0]}")
+        return tuple(tracks)
+
+    def _chain(self, table: str, what: str, rows: list[Row], notes: list[str]) -> list[Row]:
+        """Sorts rows by time and requires that neighbours point at each other, which also excludes cycles."""
+        rows = sorted(rows, key=lambda row: (row["timestamp"], row["token"]))
+        for a, b in pairwise(rows):
+            pair = f"{table} {a['token']} and {b['token']} ({what})"
+            if a["timestamp"] == b["timestamp"]:
+                raise InputError(f"{pair}: both have the timestamp {a['timestamp']}")
+            if a["next"] != b["token"] or b["prev"] != a["token"]:
+                raise InputError(f"{pair}: a row of {table} is missing between them, or the chain is damaged")
+        for row, field in ((rows[0], "prev"), (rows[-1], "next")) if rows else ():
+            if not row[field]:
+                continue
+            if self._has(table, row[field]):
+                raise InputError(f"{table} {row['token']} ({what}): the chain ends here, but {field} is {row[field]}")
+            notes.append(f"{what}: {field} of {table} {row['token']} is not in the table: the dataset was cut")
+        return rows
+
+    def _has(self, table: str, token: str) -> bool:
+        try:
+            self._nusc.getind(table, token)
+        except KeyError:
+            return False
+        return True
+
+    def _world_SE3_sensor(self, rows: list[Row]) -> np.ndarray:
+        """(n, 4, 4) sensor poses, each at the row's own time."""
+        egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
+        mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in rows]
+        world_SE3_ego, ego_SE3_sensor = _poses("ego_pose", egos), _poses("calibrated_sensor", mounts)
+        base.check_upright(world_SE3_ego[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
+        is_camera = np.array([row["sensor_modality"] == "camera" for row in rows], dtype=bool)
+        up_z = np.where(is_camera, -ego_SE3_sensor[:, 2, 1], ego_SE3_sensor[:, 2, 2])  # up is -y of a camera
+        base.check_upright(up_z, _names("calibrated_sensor", mounts), MAX_SENSOR_TILT_DEG)
+        return world_SE3_ego @ ego_SE3_sensor
+
+    def _path(self, row: Row) -> Path:
+        # Symlinks below dataroot are the user's own (samples often live on another disk); names in tables are not.
+        name = PurePosixPath(row["filename"])
+        if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in row["filename"]:
+            raise InputError(f"sample_data {row['token']}: filename {row['filename']!r} does not lie inside dataroot")
+        return self._dataroot / name
+
+
+def _load(dataroot: Path, version: str) -> Any:
+    """The devkit's database, with every key checked."""
+    folder = dataroot / version
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; pass the name of the table folder as --version")
+    from nuscenes import NuScenes
+
+    try:
+        nusc = NuScenes(version, str(dataroot), verbose=False)
+    except Exception as error:  # it says KeyError and little else: find the culprit in the tables
+        _check_tables({table: _rows(folder / f"{table}.json") for table in TABLES})
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{folder}: the nuScenes devkit cannot load it ({reason})") from error
+    _check_tables(vars(nusc))
+    return nusc
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _rows(path: Path) -> list[Row]:
+    rows = _parse(path)
+    if not (isinstance(rows, list) and all(isinstance(row, dict) and type(row.get("token")) is str for row in rows)):
+        raise InputError(f"{path}: must be a list of rows, each with a token")
+    return rows
+
+
+def _check_tables(tables: Mapping[str, list[Row]]) -> None:
+    """Requires every field that is read, and that every key points at a row."""
+    tokens = {table: {row["token"] for row in tables[table]} for table in FIELDS}
+    for table, fields in FIELDS.items():
+        if len(tokens[table]) != len(tables[table]):
+            raise InputError(f"table {table}: two rows have the same token")
+        for row in tables[table]:
+            for field, kind in fields.items():
+                value = row.get(field)
+                if not isinstance(value, str if isinstance(kind, str) else kind):
+                    raise InputError(f"{table} {row['token']}: {field} is missing or of the wrong type ({value!r})")
+                if isinstance(kind, str) and value not in tokens[kind]:
+                    raise InputError(f"{table} {row['token']}: {field} {value!r} is not in the table {kind}")
+
+
+def _safe(token: str, table: str) -> str:
+    """A token that can be a file name."""
+    if not re.fullmatch(r"[0-9a-zA-Z_-][0-9a-zA-Z_.-]{0,127}", token):
+        raise InputError(f"{table} {token!r}: the token cannot be a file name; use up to 128 of 0-9 a-z A-Z _ . -")
+    return token
+
+
+def _names(table: str, rows: list[Row]) -> list[str]:
+    return [f"{table} {row['token']}" for row in rows]
+
+
+def _numbers(table: str, rows: list[Row], field: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A field of all rows as (n, *shape) finite float64."""
+    values = np.empty((len(rows), *shape))
+    for i, row in enumerate(rows):
+        try:
+            value = np.array(row[field], dtype=np.float64)
+        except (TypeError, ValueError):
+            value = np.empty(0)
+        if value.shape != shape or not np.isfinite(value).all():
+            raise InputError(f"{table} {row['token']}: {field} must be {'x'.join(map(str, shape))} finite numbers")
+        values[i] = value
+    return values
+
+
+def _poses(table: str, rows: list[Row]) -> np.ndarray:
+    """(n, 4, 4) transforms from the fields translation and rotation."""
+    wxyz = _numbers(table, rows, "rotation", (4,))
+    wrong = np.flatnonzero(np.abs(np.linalg.norm(wxyz, axis=1) - 1) > 1e-3)
+    if len(wrong):
+        raise InputError(f"{table} {rows[wrong[0]]['token']}: rotation: the norm of the quaternion is not 1")
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    poses[:, :3, :3] = rotation_from_quaternion(wxyz)
+    poses[:, :3, 3] = _numbers(table, rows, "translation", (3,))
+    return poses
