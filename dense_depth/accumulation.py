@@ -330,6 +330,7 @@ class SceneCloud:
         self.reason_counts = np.zeros((len(scene.sweeps), len(Reason)), np.int64)
 
         needed = sorted({i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)})
+        self._is_read = np.isin(np.arange(len(scene.sweeps)), needed)
         # One array of full length: a shorter view of it would not be contiguous, and SIMD needs that.
         self.xyz = np.empty((3, sum(count_points(scene.sweeps[i]) for i in needed)), np.float32)
         cuts, known_tracks, box_corners = [], [], []
@@ -375,9 +376,14 @@ class SceneCloud:
             timestamp_us: The time to which moving objects are carried.
             key_sweep: Token of the sweep whose points get ``Source.KEY_SWEEP``.
             without: Tokens of sweeps to leave out, for held-out checks.
+
+        Raises:
+            ValueError: The window reaches sweeps that none of the frames given at the start needs.
         """
         left_out = {self._index[token] for token in without}
         window = [i for i in self._window(timestamp_us, key_sweep) if i not in left_out]
+        if missing := [i for i in window if not self._is_read[i]]:
+            raise ValueError(f"{len(missing)} sweeps of the window around {timestamp_us} us have not been read")
         in_window = np.zeros(len(self._times_us), bool)
         in_window[window] = True
         boxes = boxes_at(self._tracks, timestamp_us, self._config.extrapolate_s)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16, UInt32
 
 from dense_depth import InputError
-from dense_depth.accumulation import SceneCloud, Selection
+from dense_depth.accumulation import SceneCloud, Selection, Source
 from dense_depth.datasets.base import CameraFrame
 from dense_depth.geometry import invert, resize_K
 
@@ -254,18 +254,19 @@ def _hide_beyond(keys, cell, quadrants, min_quadrants, ratio, margin):  # type: 
 
 @numba.njit(cache=True, nogil=True)
 def _unpack(keys, depth, source):  # type: ignore[no-untyped-def]
-    """Splits keys into depth and source code, empties the z-buffer, and counts the filled pixels."""
-    n_filled = 0
+    """Splits keys into depth and source code, empties the z-buffer, and counts the pixels of each code."""
+    counts = np.zeros(256, np.int64)
     for v in range(keys.shape[0]):
         line, depth_line, source_line = keys[v], depth[v], source[v]
         for u in range(keys.shape[1]):
             key = line[u]
             filled = key != EMPTY_KEY
-            n_filled += filled
             depth_line[u] = np.uint16(key >> np.uint32(8)) if filled else np.uint16(0)
             source_line[u] = np.uint8(key & np.uint32(255)) if filled else np.uint8(0)
             line[u] = EMPTY_KEY
-    return n_filled
+        for u in range(keys.shape[1]):
+            counts[source_line[u]] += 1
+    return counts
 
 
 @dataclass(frozen=True)
@@ -275,16 +276,21 @@ class LabelStats:
     Attributes:
         n_sweeps: Sweeps in the window.
         n_points: Points that fell into the image.
-        n_labelled: Pixels with a depth.
+        n_by_source: Pixels of each ``Source``.
         n_hidden: Pixels emptied by the visibility test.
         n_unknown_pose: Points left out, since their object has no pose at the camera's time.
     """
 
     n_sweeps: int
     n_points: int
-    n_labelled: int
+    n_by_source: tuple[int, ...]
     n_hidden: int
     n_unknown_pose: int
+
+    @property
+    def n_labelled(self) -> int:
+        """Pixels with a depth."""
+        return sum(self.n_by_source) - self.n_by_source[Source.NONE]
 
 
 def label_camera(frame: CameraFrame, scale: float) -> tuple[int, int, Float[np.ndarray, "3 3"]]:
@@ -318,5 +324,5 @@ def render_label(
     selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
     n_points = splat(cloud, selection, K, keys)
     n_hidden = hide(keys, K, config)
-    n_labelled = _unpack(keys, depth, source)
-    return LabelStats(selection.n_sweeps, n_points, n_labelled, n_hidden, selection.n_unknown_pose)
+    n_by_source = tuple(_unpack(keys, depth, source)[: len(Source)].tolist())
+    return LabelStats(selection.n_sweeps, n_points, n_by_source, n_hidden, selection.n_unknown_pose)

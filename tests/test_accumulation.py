@@ -126,6 +126,9 @@ def test_window_and_left_out_sweeps(tmp_path):
     assert n == {(1.0, 0.0): 3, (0.0, 1.0): 3, (0.0, 0.0): 1, (0.13, 0.07): 3}
     selection, _, source = cloud_at(scene, frame, CONFIG, without=["s2", "s4"])
     assert selection.n_sweeps == 3 and not (source == Source.KEY_SWEEP).any()
+    cloud = SceneCloud(scene, [frame], replace(CONFIG, past_s=0.1, future_s=0.1))
+    with pytest.raises(ValueError, match="have not been read"):
+        cloud.select(np.eye(4), 1_400_000, "s4")
 
 
 def test_cut_accounts_for_every_point():

@@ -1,0 +1,1 @@
+"""Ray jobs: accumulate, and later complete and evaluate."""

@@ -1,0 +1,270 @@
+"""Makes depth labels from LiDAR sweeps and commits them as a catalog version.
+
+Run as ``python pipelines/accumulate.py``, under ``ray job submit --working-dir .``, or by ``ray submit cluster.yaml``;
+the last copies this one file, so it imports installed packages only.
+"""
+
+import dataclasses
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from dense_depth import InputError, __version__
+from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Source, count_points
+from dense_depth.datasets.base import CameraFrame, DatasetName, Scene, open_dataset
+from dense_depth.projection import LabelStats, VisibilityConfig, label_camera, new_keys, render_label
+from dense_depth.storage import ShardContent
+from pipelines.runner import Job, Made, PlannedShard, print_report, run, write_summary
+
+BYTES_PER_LABELLED_PIXEL = 2.2  # of a sparse label on disk
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Makes depth labels from LiDAR sweeps.
+
+    Attributes:
+        dataset: Format of the dataset.
+        dataroot: Folder of the dataset.
+        store: Folder or URL of the label store; made if absent.
+        version: nuScenes: table folder, such as v1.0-mini.
+        scenes: Names of scenes or splits; all scenes if none is given.
+        cameras: Cameras to label; all if none is given.
+        poses: kitti-raw: file of 3x4 world_SE3_cam0rect rows in place of the GPS/IMU poses.
+        tracks: kitti-raw: KITTI tracking label file in place of tracklet_labels.xml.
+        kind: "accumulated", or "lidar" for the single-sweep baseline as BEVDepth projects it: the key sweep alone,
+            ego motion only, no visibility test.
+        scale: Size of the labels as a fraction of the image size.
+        accumulation: Which points make a label, and how they are moved.
+        visibility: Which points other surfaces hide.
+        min_sweeps: Fewest sweeps a label may be made of; fewer is an input error.
+        tag: Name for the version.
+        workers: Worker processes; all cores if not given, 0 to work in this process without Ray.
+        dry_run: Say what would be made, and stop.
+        summary: Write the final table as JSON to this file.
+    """
+
+    dataset: DatasetName
+    dataroot: Path
+    store: str
+    version: str | None = None
+    scenes: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+    poses: Path | None = None
+    tracks: Path | None = None
+    kind: Literal["accumulated", "lidar"] = "accumulated"
+    scale: float = 1.0
+    accumulation: Annotated[AccumulationConfig, tyro.conf.arg(name="")] = field(default_factory=AccumulationConfig)
+    visibility: Annotated[VisibilityConfig, tyro.conf.arg(name="")] = field(default_factory=VisibilityConfig)
+    min_sweeps: int = 1
+    tag: str | None = None
+    workers: int | None = None
+    dry_run: bool = False
+    summary: Path | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a label apart from the data."""
+
+    kind: Literal["accumulated", "lidar"]
+    scale: float
+    accumulation: AccumulationConfig
+    visibility: VisibilityConfig
+    min_sweeps: int
+    code_version: str = __version__
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    try:
+        arguments = tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        job, workers, notes = plan(arguments)
+        report = run(job, workers=workers, dry_run=arguments.dry_run, notes=notes)
+    except InputError as error:
+        print(f"accumulate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("accumulate: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    if not arguments.dry_run:
+        print_report(report)
+    if arguments.summary:
+        write_summary(report, arguments.summary)
+    return 1 if report.failed else 0
+
+
+def recipe_of(arguments: Arguments) -> Recipe:
+    """The recipe that the arguments ask for.
+
+    Raises:
+        InputError: An option is out of range or does not go with the kind.
+    """
+    if not 0 < arguments.scale <= 1:
+        raise InputError(f"--scale {arguments.scale}: must lie in (0, 1]")
+    accumulation, visibility = arguments.accumulation, arguments.visibility
+    if arguments.kind == "lidar":
+        fixed = {"past_s": 0.0, "future_s": 0.0, "dynamics": "none"}
+        for config, default in ((accumulation, AccumulationConfig()), (visibility, VisibilityConfig())):
+            for name in (*fixed, "visibility"):
+                if getattr(config, name, None) != getattr(default, name, None):
+                    raise InputError(f"--{name.replace('_', '-')} does not go with --kind lidar, which fixes it")
+        accumulation = dataclasses.replace(accumulation, **fixed)  # type: ignore[arg-type]
+        visibility = dataclasses.replace(visibility, visibility="none")
+    return Recipe(arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps)
+
+
+def plan(arguments: Arguments) -> tuple[Job, int, list[str]]:
+    """Reads the tables, checks every sweep file's size, and lists the shards to make.
+
+    Returns:
+        The job, the number of workers, and notes about the input.
+
+    Raises:
+        InputError: An option, a table or a sweep file cannot be used.
+    """
+    workers = os.cpu_count() or 1 if arguments.workers is None else arguments.workers
+    if workers < 0:
+        raise InputError(f"--workers {workers}: must be zero or more")
+    recipe = recipe_of(arguments)
+    dataset = open_dataset(
+        arguments.dataset, arguments.dataroot, arguments.version, arguments.cameras, arguments.poses, arguments.tracks
+    )
+    shards, notes, scene_names = [], [], []
+    for scene in dataset.scenes(arguments.scenes):
+        scene_names.append(scene.name)
+        notes += [f"{scene.name}: {note}" for note in scene.notes]
+        n_points = [count_points(sweep) for sweep in scene.sweeps]
+        scene_digest = _scene_digest(scene, recipe, n_points)
+        for camera in scene.cameras:
+            frames = scene.frames_of(camera)
+            shards.append(
+                PlannedShard(
+                    shard_id=_shard_id(scene_digest, scene, frames),
+                    scene=scene.name,
+                    camera=camera,
+                    n_labels=len(frames),
+                    estimated_bytes=_estimate_bytes(scene, frames, sum(n_points), recipe),
+                )
+            )
+    if not shards:
+        raise InputError(f"{arguments.dataroot}: no camera frames in the scenes asked for; nothing to label")
+    job = Job(
+        operation="accumulate",
+        store=arguments.store,
+        recipe=dataclasses.asdict(recipe),
+        inputs={"dataset": arguments.dataset, "dataset_version": arguments.version, "scenes": scene_names},
+        shards=shards,
+        load=lambda name: (next(dataset.scenes([name])), recipe),
+        make=make_labels,
+        tag=arguments.tag,
+    )
+    return job, workers, notes
+
+
+def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) -> Iterator[Made]:
+    """Makes the labels of a scene, camera by camera; its sweeps are read and cut once."""
+    scene, recipe = loaded
+    frames_of = {shard.camera: scene.frames_of(shard.camera) for shard in shards}
+    cloud = SceneCloud(scene, [frame for frames in frames_of.values() for frame in frames], recipe.accumulation)
+    for shard in shards:
+        frames = frames_of[shard.camera]
+        height, width, _ = label_camera(frames[0], recipe.scale)
+        depth = np.empty((len(frames), height, width), np.uint16)
+        source = np.empty((len(frames), height, width), np.uint8)
+        keys = new_keys(height, width)
+        intrinsics, stats = [], []
+        for t, frame in enumerate(frames):
+            *size, K = label_camera(frame, recipe.scale)
+            if size != [height, width]:
+                raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, unlike {frames[0].path.name}")
+            intrinsics.append(K)
+            stats.append(render_label(cloud, frame, K, recipe.visibility, keys, depth[t], source[t]))
+            if stats[-1].n_sweeps < recipe.min_sweeps:
+                raise InputError(
+                    f"{frame.sample_token} {frame.camera}: {stats[-1].n_sweeps} sweeps, --min-sweeps asks for "
+                    f"{recipe.min_sweeps}; widen --past-s and --future-s or lower it"
+                )
+        content = ShardContent(
+            kind=recipe.kind,
+            dataset=scene.dataset,
+            scene_token=scene.token,
+            camera=shard.camera,
+            depth=depth,
+            source=source,
+            confidence=None,
+            sample_tokens=tuple(frame.sample_token for frame in frames),
+            timestamps_us=tuple(frame.timestamp_us for frame in frames),
+            K=np.stack(intrinsics),
+            n_sweeps=tuple(stat.n_sweeps for stat in stats),
+        )
+        yield Made(shard.shard_id, content, _quality(stats, cloud.count_reasons(frames)))
+
+
+def _quality(stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:
+    """The figures of a manifest row: what the labels are made of, and what was left out and why."""
+    by_source = np.sum([stat.n_by_source for stat in stats], axis=0)
+    labelled = sum(stat.n_labelled for stat in stats)
+    hidden = sum(stat.n_hidden for stat in stats)
+    return {
+        "n_points": float(sum(stat.n_points for stat in stats)),
+        "key_fraction": by_source[Source.KEY_SWEEP] / max(labelled, 1),
+        "static_fraction": by_source[Source.STATIC] / max(labelled, 1),
+        "moving_fraction": by_source[Source.MOVING] / max(labelled, 1),
+        "hidden_fraction": hidden / max(labelled + hidden, 1),
+        "dropped_unknown_pose": float(sum(stat.n_unknown_pose for stat in stats)),
+        "dropped_moving": float(reasons[Reason.DROPPED_MOVING]),
+        "dropped_ego": float(reasons[Reason.EGO]),
+        "dropped_range": float(reasons[Reason.RANGE]),
+        "dropped_nonfinite": float(reasons[Reason.NONFINITE]),
+    }
+
+
+def _scene_digest(scene: Scene, recipe: Recipe, n_points: Sequence[int]) -> bytes:
+    """Hash of the recipe and of what all cameras of a scene share: sweeps and tracks."""
+    digest = hashlib.sha256(repr(recipe).encode())
+    digest.update(f"{scene.dataset} {scene.token}".encode())
+    for sweep, n in zip(scene.sweeps, n_points):
+        digest.update(f"{sweep.token} {sweep.timestamp_us} {sweep.n_features} {n}".encode())
+        digest.update(sweep.world_SE3_sensor.tobytes())
+    for track in scene.tracks:
+        digest.update(track.token.encode())
+        for box in track.boxes:
+            digest.update(f"{box.timestamp_us}".encode() + box.world_SE3_box.tobytes() + box.size_lwh_m.tobytes())
+    return digest.digest()
+
+
+def _shard_id(scene_digest: bytes, scene: Scene, frames: Sequence[CameraFrame]) -> str:
+    """A readable name that ends in a hash of all that determines the shard."""
+    digest = hashlib.sha256(scene_digest)
+    for frame in frames:
+        digest.update(f"{frame.sample_token} {frame.timestamp_us} {frame.width} {frame.height}".encode())
+        digest.update(f"{frame.key_sweep}".encode() + frame.K.tobytes() + frame.world_SE3_cam.tobytes())
+    return f"{scene.token}.{frames[0].camera}.{digest.hexdigest()[:16]}"
+
+
+def _estimate_bytes(scene: Scene, frames: Sequence[CameraFrame], n_points: int, recipe: Recipe) -> int:
+    """Rough size of a shard on disk, from the number of points that can fall into its images."""
+    span_s = (scene.sweeps[-1].timestamp_us - scene.sweeps[0].timestamp_us) / 1e6
+    period_s = span_s / max(len(scene.sweeps) - 1, 1)
+    window_s = recipe.accumulation.past_s + recipe.accumulation.future_s
+    in_window = min(1 + window_s / period_s, len(scene.sweeps)) if period_s else 1
+    height, width, _ = label_camera(frames[0], recipe.scale)
+    pixels = height * width
+    # Every seventh point of a revolution falls into a camera of 55 degrees; points that share a pixel count once.
+    labelled = pixels * (1 - np.exp(-n_points / len(scene.sweeps) * in_window / 7 / pixels))
+    return round(len(frames) * BYTES_PER_LABELLED_PIXEL * labelled)
+
+
+if __name__ == "__main__":
+    # The installed module, so that workers import its classes by name.
+    from pipelines.accumulate import main as installed_main
+
+    sys.exit(installed_main())

@@ -1,0 +1,361 @@
+"""Runs a label job: planned shards, minus those done, streamed to workers, and one commit at the end.
+
+A shard is a pure function of its inputs and the recipe, and its id is a hash of both. So a shard that the latest
+version or a receipt of an interrupted run has is not made again, and a retry writes the same bytes.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from catalog import Catalog
+from catalog.log import check_tag
+from catalog.manifest import Row, json_sha256, shard_row
+from dense_depth import InputError
+from dense_depth.storage import ShardContent, write_shard
+
+TRIES = 3  # of a task that raises an error; a worker that dies is retried by Ray
+
+
+class Made(NamedTuple):
+    """One shard as a worker makes it: its plan, its labels, and the quality figures of its manifest row."""
+
+    shard_id: str
+    content: ShardContent
+    quality: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard that the job is to make.
+
+    Attributes:
+        shard_id: Hash of all that determines its bytes.
+        scene: Name of the scene.
+        camera: Name of the camera.
+        n_labels: Labels it will hold.
+        estimated_bytes: Rough size on disk.
+    """
+
+    shard_id: str
+    scene: str
+    camera: str
+    n_labels: int
+    estimated_bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to make and where to put it.
+
+    Attributes:
+        operation: The command, in a word.
+        store: Folder or URL of the label store.
+        recipe: What determines the labels apart from the data.
+        inputs: What they are made from, for the version's lineage.
+        shards: The plan.
+        load: Called in the driver with the name of a scene; returns what ``make`` needs, small enough to send.
+        make: Called in a worker with that and the planned shards of the scene; yields each shard when it is made.
+        tag: Name for the version.
+    """
+
+    operation: str
+    store: str
+    recipe: dict[str, Any]
+    inputs: dict[str, Any]
+    shards: Sequence[PlannedShard]
+    load: Callable[[str], Any]
+    make: Callable[[Any, Sequence[PlannedShard]], Iterator[Made]]
+    tag: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Names the folder of receipts: runs with the same recipe share them."""
+        return f"{self.operation}-{json_sha256(self.recipe)[:16]}"
+
+
+class Outcome(NamedTuple):
+    """What a task came to: rows of the shards it finished, and an error if it did not finish all."""
+
+    rows: list[Row]
+    error: str | None = None
+    is_input_error: bool = False
+
+
+@dataclass
+class Report:
+    """What a run did; written by ``--summary``."""
+
+    operation: str
+    store: str
+    version: int | None = None
+    manifest: str | None = None
+    tag: str | None = None
+    shards_planned: int = 0
+    shards_done_before: int = 0
+    shards_made: int = 0
+    labels_made: int = 0
+    bytes_made: int = 0
+    seconds: float = 0.0
+    estimated_bytes: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(job: Job, *, workers: int, dry_run: bool = False, notes: Sequence[str] = ()) -> Report:
+    """Makes the missing shards and commits them as one version.
+
+    Args:
+        job: The plan and how to carry it out.
+        workers: Processes; 0 works in this process, without Ray.
+        dry_run: Only say what would be made.
+        notes: Lines for the user about the input.
+
+    Raises:
+        InputError: The input of a shard cannot be used; nothing is committed, finished shards keep their receipts.
+    """
+    if job.tag:
+        check_tag(job.tag)  # before the work, not after it
+    started = time.monotonic()
+    report = Report(job.operation, job.store, tag=job.tag, notes=list(notes))
+    report.shards_planned = len(job.shards)
+    catalog = Catalog(job.store) if dry_run and Path(job.store).exists() else None
+    if not dry_run:
+        catalog = Catalog.create(job.store)
+    committed = _committed(catalog, job)
+    receipts = catalog.receipts(job.name) if catalog else {}
+    planned = {shard.shard_id for shard in job.shards}
+    rows = {shard_id: row for shard_id, row in {**receipts, **committed}.items() if shard_id in planned}
+    todo = [shard for shard in job.shards if shard.shard_id not in rows]
+    report.shards_done_before = len(rows)
+    report.estimated_bytes = sum(shard.estimated_bytes for shard in todo)
+    for note in notes:
+        _say(f"note: {note}")
+    _say(
+        f"{job.operation}: {len(job.shards)} shards planned, {len(rows)} done before, {len(todo)} to make: "
+        f"{sum(shard.n_labels for shard in todo)} labels, about {report.estimated_bytes / 1e6:.1f} MB"
+    )
+    if dry_run or catalog is None:
+        return report
+
+    with _progress(len(todo)) as advance:
+        for scene_shards, outcome in _outcomes(job, _tasks(todo, workers), workers):
+            for row in outcome.rows:
+                rows[row["shard_id"]] = row
+                report.shards_made += 1
+                report.labels_made += row["n_frames"]
+                report.bytes_made += row["bytes"]
+                advance(f"{row['scene_token']} {row['camera']}")
+            if outcome.is_input_error:
+                raise InputError(
+                    f"{outcome.error} (no version; {len(rows)} of {len(planned)} shards are done and kept)"
+                )
+            if outcome.error:
+                for shard in scene_shards:
+                    if shard.shard_id not in rows:
+                        report.failed[f"{shard.scene} {shard.camera}"] = outcome.error
+    if not report.failed:
+        _commit(catalog, job, [rows[shard.shard_id] for shard in job.shards], report)
+    report.seconds = time.monotonic() - started
+    report.shards = [
+        {name: rows[s.shard_id][name] for name in ("scene_token", "camera", "n_frames", "bytes", "valid_fraction")}
+        | {"made": s.shard_id not in committed and s.shard_id not in receipts, **rows[s.shard_id]["quality"]}
+        for s in job.shards
+        if s.shard_id in rows
+    ]
+    return report
+
+
+def _committed(catalog: Catalog | None, job: Job) -> dict[str, Row]:
+    """Rows of the latest version, by shard id."""
+    if catalog is None or not catalog.versions():
+        return {}
+    return {row["shard_id"]: row for row in catalog.version("latest").rows()}
+
+
+def _commit(catalog: Catalog, job: Job, rows: list[Row], report: Report) -> None:
+    summary = {
+        "labels": sum(row["n_frames"] for row in rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        "shards": len(rows),
+        "shards_made": report.shards_made,
+    }
+    version = catalog.commit(rows, operation=job.operation, recipe=job.recipe, inputs=job.inputs, summary=summary)
+    if job.tag:
+        catalog.tag(job.tag, version.number)
+    catalog.clear_receipts(job.name)
+    report.version, report.manifest = version.number, version.manifest
+
+
+def _tasks(todo: Sequence[PlannedShard], workers: int) -> list[list[PlannedShard]]:
+    """Groups shards into tasks: a scene's cameras share its sweeps, unless that leaves workers without work."""
+    scenes: dict[str, list[PlannedShard]] = {}
+    for shard in todo:
+        scenes.setdefault(shard.scene, []).append(shard)
+    if len(scenes) >= workers:
+        return list(scenes.values())
+    return [[shard] for shard in todo]
+
+
+def execute(job: Job, loaded: Any, shards: Sequence[PlannedShard]) -> Outcome:
+    """Runs in a worker: makes and publishes shards, a receipt for each."""
+    catalog = Catalog(job.store)
+    rows = []
+    try:
+        for made in job.make(loaded, shards):
+            files = write_shard(catalog.store, made.content)
+            row = shard_row(made.content, files, job.recipe, made.quality, shard_id=made.shard_id)
+            catalog.write_receipt(job.name, made.shard_id, row)
+            rows.append(row)
+    except InputError as error:
+        return Outcome(rows, str(error), is_input_error=True)
+    except Exception as error:
+        return Outcome(rows, f"{type(error).__name__}: {error}")
+    return Outcome(rows)
+
+
+def _outcomes(
+    job: Job, tasks: Sequence[list[PlannedShard]], workers: int
+) -> Iterator[tuple[list[PlannedShard], Outcome]]:
+    """Runs tasks, at most two per worker under way; a task that fails is tried again with what it left undone."""
+    queue = [(shards, 1) for shards in tasks][::-1]
+    if workers == 0:
+        while queue:
+            shards, tries = queue.pop()
+            outcome = execute(job, job.load(shards[0].scene), shards)
+            yield from _settle(queue, shards, tries, outcome)
+        return
+    if not queue:
+        return
+    ray = _start_ray(workers)
+    remote = ray.remote(num_cpus=1, max_retries=TRIES)(execute)
+    # The plan stays with the driver; a worker needs the recipe and the way to make a shard.
+    job_ref = ray.put(Job(job.operation, job.store, job.recipe, {}, (), _nothing, job.make))
+    running: dict[Any, tuple[list[PlannedShard], int]] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < 2 * workers:
+                shards, tries = queue.pop()
+                running[remote.remote(job_ref, ray.put(job.load(shards[0].scene)), shards)] = (shards, tries)
+            done, _ = ray.wait(list(running), num_returns=1)
+            shards, tries = running.pop(done[0])
+            try:
+                outcome = ray.get(done[0])
+            except ray.exceptions.RayError as error:  # the worker died, time after time
+                outcome, tries = Outcome([], f"{type(error).__name__}: {str(error).splitlines()[0]}"), TRIES
+            yield from _settle(queue, shards, tries, outcome)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        ray.shutdown()
+
+
+def _nothing(scene: str) -> None:
+    """Stands in for ``Job.load`` in workers, which are sent what it returned."""
+
+
+def _settle(
+    queue: list[tuple[list[PlannedShard], int]], shards: list[PlannedShard], tries: int, outcome: Outcome
+) -> Iterator[tuple[list[PlannedShard], Outcome]]:
+    """Hands on what a task came to, and queues the rest of a failed one while it has tries left."""
+    finished = {row["shard_id"] for row in outcome.rows}
+    rest = [shard for shard in shards if shard.shard_id not in finished]
+    if outcome.error and not outcome.is_input_error and tries < TRIES:
+        _say(f"retry {tries} of {TRIES - 1}: {shards[0].scene}: {outcome.error}")
+        queue.append((rest, tries + 1))
+        outcome = Outcome(outcome.rows)
+    yield shards, outcome
+
+
+def _start_ray(workers: int) -> Any:
+    """Connects to the cluster this runs in, or starts a local one with this many workers."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        return ray
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+    return ray
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, plain lines with an estimate of the time left elsewhere."""
+    if sys.stdout.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        ) as bar:
+            task = bar.add_task("shards", total=total)
+            yield lambda name: bar.update(task, advance=1, description=name)
+        return
+    started, done = time.monotonic(), 0
+
+    def advance(name: str) -> None:
+        nonlocal done
+        done += 1
+        left = (time.monotonic() - started) / done * (total - done)
+        _say(f"[{done}/{total}] {name}, {left:.0f} s left")
+
+    yield advance
+
+
+def print_report(report: Report) -> None:
+    """Prints the final table: a row per camera, over all scenes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report.operation}: {report.store}")
+    table.add_column("camera", no_wrap=True)
+    for name in ("scenes", "labels", "MB", "labelled %", "key %", "static %", "moving %", "hidden %"):
+        table.add_column(name, justify="right")
+    for camera in sorted({shard["camera"] for shard in report.shards}):
+        shards = [shard for shard in report.shards if shard["camera"] == camera]
+        labels = sum(shard["n_frames"] for shard in shards)
+
+        def mean(name: str, shards: list[dict[str, Any]] = shards, labels: int = labels) -> str:
+            if any(shard.get(name) is None for shard in shards):
+                return ""
+            return f"{100 * sum(shard[name] * shard['n_frames'] for shard in shards) / labels:.2f}"
+
+        figures = [mean(f"{name}_fraction") for name in ("valid", "key", "static", "moving", "hidden")]
+        size = f"{sum(shard['bytes'] for shard in shards) / 1e6:.2f}"
+        table.add_row(camera, str(len(shards)), str(labels), size, *figures)
+    # A job log has no width of its own: lines that wrap cannot be read or searched.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for name, error in report.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    rate = report.labels_made / report.seconds if report.seconds else 0.0
+    print(
+        f"{report.shards_made} shards made ({report.labels_made} labels, {report.bytes_made / 1e6:.2f} MB), "
+        f"{report.shards_done_before} done before, {len(report.failed)} failed, "
+        f"in {report.seconds:.1f} s ({rate:.1f} labels/s)"
+    )
+    if report.version is None:
+        print("no version committed")
+    else:
+        tag = f", tag {report.tag}" if report.tag else ""
+        print(f"version {report.version}{tag}, manifest {report.manifest}")
+
+
+def write_summary(report: Report, path: Path) -> None:
+    """Writes the report as JSON."""
+    path.write_text(json.dumps(asdict(report), indent=1) + "\n")
