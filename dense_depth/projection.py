@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16, UInt32
 
 from dense_depth import InputError
-from dense_depth.accumulation import SceneCloud, Selection, Source
+from dense_depth.accumulation import SceneCloud, Selection
 from dense_depth.datasets.base import CameraFrame
 from dense_depth.geometry import invert, resize_K
 
@@ -70,7 +70,7 @@ def splat(
     selection: Selection,
     K: Float[np.ndarray, "3 3"],
     keys: UInt32[np.ndarray, "height width"],
-) -> int:
+) -> tuple[int, slice]:
     """Projects the selected points and keeps the smallest key per pixel.
 
     Args:
@@ -80,11 +80,11 @@ def splat(
         keys: Z-buffer from ``new_keys``, changed in place; several calls may share one.
 
     Returns:
-        The number of points that fell into the image.
+        The number of points that fell into the image, and the range of rows that holds them.
     """
     # Composed in float64, cast once: points are in a local frame, so float32 holds them to 0.01 mm.
     image_T_segment = (K @ selection.ref_SE3_segment[:, :3]).astype(np.float32)
-    return _splat(
+    n_inside, first, last = _splat(
         cloud.xyz,
         cloud.corners,
         selection.segments,
@@ -94,6 +94,8 @@ def splat(
         selection.source,
         keys,
     )
+    width = keys.shape[1]
+    return n_inside, slice(first // width, last // width + 1) if n_inside else slice(0, 0)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -106,6 +108,7 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys): 
     pixel = np.empty(BLOCK, np.int32)
     key = np.empty(BLOCK, np.uint32)
     n_inside = 0
+    first, last = np.int32(len(flat_keys)), np.int32(0)
     for k in range(len(segments)):
         s, T = segments[k], image_T_segment[k]
         if _is_outside(corners[s], T, width, height):
@@ -134,9 +137,10 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys): 
                 p = pixel[i]
                 if p != outside:
                     n_inside += 1
+                    first, last = min(first, p), max(last, p)
                     if key[i] < flat_keys[p]:
                         flat_keys[p] = key[i]
-    return n_inside
+    return n_inside, first, last
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -169,19 +173,29 @@ def hide(keys: UInt32[np.ndarray, "height width"], K: Float[np.ndarray, "3 3"], 
     """
     if config.visibility == "none":
         return 0
-    px_per_deg = float(K[0, 0]) * np.pi / 180  # at the image centre, where pixels are widest in angle
-    cell = max(1, round(config.cell_deg * px_per_deg))
-    reach_x = round(config.width_deg * px_per_deg / cell)
-    reach_y = round(config.height_deg * px_per_deg / cell)
+    px_per_deg = _px_per_deg(K)
+    cell = _cell_px(K, config)
     nearest = _cell_minimum(keys, cell)
-    limits = np.stack(
-        [
-            quadrant
-            for side in _running_minima(nearest, reach_x, axis=1)
-            for quadrant in _running_minima(side, reach_y, axis=0)
-        ]
+    limit = _occlusion_limit(
+        nearest,
+        round(config.width_deg * px_per_deg / cell),
+        round(config.height_deg * px_per_deg / cell),
+        config.min_quadrants,
+        np.float32(1 + config.margin_ratio),
+        np.float32(256 * config.margin_m),
     )
-    return _hide_beyond(keys, cell, limits, config.min_quadrants, 1 + config.margin_ratio, 256 * config.margin_m)
+    return _hide_beyond(keys, cell, limit)
+
+
+def _px_per_deg(K: Float[np.ndarray, "3 3"]) -> float:
+    return float(K[0, 0]) * np.pi / 180  # at the image centre, where pixels are widest in angle
+
+
+def _cell_px(K: Float[np.ndarray, "3 3"], config: VisibilityConfig) -> int:
+    return max(1, round(config.cell_deg * _px_per_deg(K)))
+
+
+# The loops below are written with selects and one row at a time, so that they compile to SIMD.
 
 
 @numba.njit(cache=True, nogil=True)
@@ -190,7 +204,7 @@ def _cell_minimum(keys, cell):  # type: ignore[no-untyped-def]
     height, width = keys.shape
     rows, columns = (height + cell - 1) // cell, (width + cell - 1) // cell
     nearest = np.empty((rows, columns), np.uint16)
-    line = np.full(columns * cell, EMPTY_KEY, np.uint32)
+    line = np.empty(columns * cell, np.uint32)
     for row in range(rows):
         line[:] = EMPTY_KEY
         for v in range(row * cell, min((row + 1) * cell, height)):
@@ -198,75 +212,99 @@ def _cell_minimum(keys, cell):  # type: ignore[no-untyped-def]
             for u in range(width):
                 line[u] = pixels[u] if pixels[u] < line[u] else line[u]
         for column in range(columns):
-            smallest = EMPTY_KEY
-            for u in range(column * cell, (column + 1) * cell):
+            smallest = line[column * cell]
+            for u in range(column * cell + 1, (column + 1) * cell):
                 smallest = line[u] if line[u] < smallest else smallest
             nearest[row, column] = min(smallest >> np.uint32(8), np.uint32(65535))
     return nearest
 
 
-def _running_minima(
-    depth: UInt16[np.ndarray, "rows columns"], reach: int, axis: int
-) -> tuple[UInt16[np.ndarray, "rows columns"], UInt16[np.ndarray, "rows columns"]]:
-    """Minima over [i - reach, i] and over [i, i + reach] along an axis, by doubling the window."""
-    before, after = depth, depth
-    span = 1
-    while span <= reach:
-        step = min(span, reach + 1 - span)
-        head, tail = [slice(None)] * 2, [slice(None)] * 2
-        head[axis], tail[axis] = slice(None, -step), slice(step, None)
-        wider = before.copy()
-        np.minimum(before[tuple(tail)], before[tuple(head)], out=wider[tuple(tail)])
-        before = wider
-        wider = after.copy()
-        np.minimum(after[tuple(head)], after[tuple(tail)], out=wider[tuple(head)])
-        after = wider
-        span += step
-    return before, after
+@numba.njit(cache=True, nogil=True)
+def _occlusion_limit(nearest, reach_x, reach_y, min_quadrants, ratio, margin):  # type: ignore[no-untyped-def]
+    """Per cell, the depth (1/256 m) beyond which enough quadrants occlude.
+
+    A quadrant holds the cell itself and reaches reach_x cells to one side and reach_y cells up or down. It occludes
+    what lies beyond its own limit, so k quadrants do beyond the k-th smallest limit.
+    """
+    rows, columns = nearest.shape
+    left, right = nearest.copy(), nearest.copy()
+    for row in range(rows):
+        for step in range(1, min(reach_x, columns - 1) + 1):
+            source, to_left, to_right = nearest[row], left[row], right[row]
+            for c in range(columns - step):
+                to_left[c + step] = source[c] if source[c] < to_left[c + step] else to_left[c + step]
+                to_right[c] = source[c + step] if source[c + step] < to_right[c] else to_right[c]
+    limit = np.empty((rows, columns), np.uint16)
+    quadrants = np.empty((4, columns), np.uint16)
+    for row in range(rows):
+        for q in range(4):
+            side, minimum = (left if q & 1 else right), quadrants[q]
+            minimum[:] = side[row]
+            for step in range(1, reach_y + 1):
+                other = row + step if q & 2 else row - step
+                if 0 <= other < rows:
+                    line = side[other]
+                    for c in range(columns):
+                        minimum[c] = line[c] if line[c] < minimum[c] else minimum[c]
+        line = limit[row]
+        q0, q1, q2, q3 = quadrants[0], quadrants[1], quadrants[2], quadrants[3]
+        for c in range(columns):
+            a, b = (q0[c], q1[c]) if q0[c] < q1[c] else (q1[c], q0[c])
+            d, e = (q2[c], q3[c]) if q2[c] < q3[c] else (q3[c], q2[c])
+            first, f = (a, d) if a < d else (d, a)
+            g, fourth = (b, e) if b < e else (e, b)
+            second, third = (f, g) if f < g else (g, f)
+            kth = second if min_quadrants == 2 else third if min_quadrants == 3 else fourth
+            kth = first if min_quadrants == 1 else kth
+            depth = np.float32(kth) * ratio + margin
+            line[c] = np.uint16(np.int32(depth if depth < np.float32(65535) else np.float32(65535)))
+    return limit
 
 
 @numba.njit(cache=True, nogil=True)
-def _hide_beyond(keys, cell, quadrants, min_quadrants, ratio, margin):  # type: ignore[no-untyped-def]
-    """Empties the pixels that enough quadrants occlude: each occludes what lies beyond its own limit."""
+def _hide_beyond(keys, cell, limit):  # type: ignore[no-untyped-def]
+    """Empties the pixels whose depth is beyond the limit of their cell, and counts them."""
     height, width = keys.shape
-    last_hidden = EMPTY_KEY - np.uint32(1)
-    beyond = np.empty(width, np.uint32)
+    beyond = np.empty(limit.shape[1] * cell, np.uint32)
     n_hidden = 0
-    for row in range(quadrants.shape[1]):
-        for column in range(quadrants.shape[2]):
-            # Sort the four: the k-th smallest is the depth beyond which k quadrants occlude.
-            a, b = quadrants[0, row, column], quadrants[1, row, column]
-            c, d = quadrants[2, row, column], quadrants[3, row, column]
-            a, b, c, d = min(a, b), max(a, b), min(c, d), max(c, d)
-            a, b, c, d = min(a, c), min(b, d), max(a, c), max(b, d)
-            kth = (a, min(b, c), max(b, c), d)[min_quadrants - 1]
-            limit = np.uint32(min(kth * ratio + margin, 65535.0))
-            for u in range(column * cell, min((column + 1) * cell, width)):
-                beyond[u] = (limit << np.uint32(8)) | np.uint32(255)
+    for row in range(limit.shape[0]):
+        for column in range(limit.shape[1]):
+            key = (np.uint32(limit[row, column]) << np.uint32(8)) | np.uint32(255)
+            for u in range(column * cell, (column + 1) * cell):
+                beyond[u] = key
         for v in range(row * cell, min((row + 1) * cell, height)):
             line = keys[v]
+            in_row = np.uint32(0)
             for u in range(width):
-                hidden = (line[u] > beyond[u]) & (line[u] <= last_hidden)
-                n_hidden += hidden
-                line[u] = EMPTY_KEY if hidden else line[u]
+                key = line[u]
+                hidden = (key > beyond[u]) & (key != EMPTY_KEY)
+                in_row += np.uint32(hidden)
+                line[u] = EMPTY_KEY if hidden else key
+            n_hidden += in_row
     return n_hidden
 
 
 @numba.njit(cache=True, nogil=True)
 def _unpack(keys, depth, source):  # type: ignore[no-untyped-def]
-    """Splits keys into depth and source code, empties the z-buffer, and counts the pixels of each code."""
-    counts = np.zeros(256, np.int64)
+    """Splits keys into depth and source code, empties the z-buffer, and counts the pixels of each code but 0."""
+    n_key = n_static = n_moving = 0
+    low = np.uint32(255)
     for v in range(keys.shape[0]):
         line, depth_line, source_line = keys[v], depth[v], source[v]
+        row_key = row_static = row_moving = np.uint32(0)
+        for u in range(keys.shape[1]):
+            code = line[u] & low
+            row_key += np.uint32(code == 1)
+            row_static += np.uint32(code == 2)
+            row_moving += np.uint32(code == 3)
+        n_key, n_static, n_moving = n_key + row_key, n_static + row_static, n_moving + row_moving
         for u in range(keys.shape[1]):
             key = line[u]
             filled = key != EMPTY_KEY
             depth_line[u] = np.uint16(key >> np.uint32(8)) if filled else np.uint16(0)
-            source_line[u] = np.uint8(key & np.uint32(255)) if filled else np.uint8(0)
+            source_line[u] = np.uint8(key & low) if filled else np.uint8(0)
             line[u] = EMPTY_KEY
-        for u in range(keys.shape[1]):
-            counts[source_line[u]] += 1
-    return counts
+    return n_key, n_static, n_moving
 
 
 @dataclass(frozen=True)
@@ -276,21 +314,25 @@ class LabelStats:
     Attributes:
         n_sweeps: Sweeps in the window.
         n_points: Points that fell into the image.
-        n_by_source: Pixels of each ``Source``.
+        n_key: Pixels whose depth is from the key sweep.
+        n_static: Pixels whose depth is from other sweeps' static points.
+        n_moving: Pixels whose depth is from other sweeps' points on moving objects.
         n_hidden: Pixels emptied by the visibility test.
         n_unknown_pose: Points left out, since their object has no pose at the camera's time.
     """
 
     n_sweeps: int
     n_points: int
-    n_by_source: tuple[int, ...]
+    n_key: int
+    n_static: int
+    n_moving: int
     n_hidden: int
     n_unknown_pose: int
 
     @property
     def n_labelled(self) -> int:
         """Pixels with a depth."""
-        return sum(self.n_by_source) - self.n_by_source[Source.NONE]
+        return self.n_key + self.n_static + self.n_moving
 
 
 def label_camera(frame: CameraFrame, scale: float) -> tuple[int, int, Float[np.ndarray, "3 3"]]:
@@ -322,7 +364,13 @@ def render_label(
         without: Tokens of sweeps to leave out, for held-out checks.
     """
     selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
-    n_points = splat(cloud, selection, K, keys)
-    n_hidden = hide(keys, K, config)
-    n_by_source = tuple(_unpack(keys, depth, source)[: len(Source)].tolist())
-    return LabelStats(selection.n_sweeps, n_points, n_by_source, n_hidden, selection.n_unknown_pose)
+    n_points, rows = splat(cloud, selection, K, keys)
+    # Rows above the highest and below the lowest point, half the image with a spinning LiDAR, are known to be empty.
+    # Cells stay where they are in the whole image, so that the result does not depend on the points.
+    top = rows.start - rows.start % _cell_px(K, config)
+    n_hidden = hide(keys[top : rows.stop], K, config)
+    n_key, n_static, n_moving = _unpack(keys[rows], depth[rows], source[rows])
+    for array in (depth, source):
+        array[: rows.start] = 0
+        array[rows.stop :] = 0
+    return LabelStats(selection.n_sweeps, n_points, n_key, n_static, n_moving, n_hidden, selection.n_unknown_pose)

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from dense_depth import InputError, __version__
-from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Source, count_points
+from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, count_points
 from dense_depth.datasets.base import CameraFrame, DatasetName, Scene, open_dataset
 from dense_depth.projection import LabelStats, VisibilityConfig, label_camera, new_keys, render_label
 from dense_depth.storage import ShardContent
@@ -210,15 +210,14 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
 
 def _quality(stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:
     """The figures of a manifest row: what the labels are made of, and what was left out and why."""
-    by_source = np.sum([stat.n_by_source for stat in stats], axis=0)
-    labelled = sum(stat.n_labelled for stat in stats)
+    labelled = max(sum(stat.n_labelled for stat in stats), 1)
     hidden = sum(stat.n_hidden for stat in stats)
     return {
         "n_points": float(sum(stat.n_points for stat in stats)),
-        "key_fraction": by_source[Source.KEY_SWEEP] / max(labelled, 1),
-        "static_fraction": by_source[Source.STATIC] / max(labelled, 1),
-        "moving_fraction": by_source[Source.MOVING] / max(labelled, 1),
-        "hidden_fraction": hidden / max(labelled + hidden, 1),
+        "key_fraction": sum(stat.n_key for stat in stats) / labelled,
+        "static_fraction": sum(stat.n_static for stat in stats) / labelled,
+        "moving_fraction": sum(stat.n_moving for stat in stats) / labelled,
+        "hidden_fraction": hidden / (labelled + hidden),
         "dropped_unknown_pose": float(sum(stat.n_unknown_pose for stat in stats)),
         "dropped_moving": float(reasons[Reason.DROPPED_MOVING]),
         "dropped_ego": float(reasons[Reason.EGO]),

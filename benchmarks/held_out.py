@@ -1,0 +1,56 @@
+"""Labels made without the key sweep, compared on the key sweep's pixels: recorded KITTI drive 0005.
+
+What this can and cannot see: the held-out sweep looks from almost the same place as the others, so it sees ghosts and
+pose errors but hardly any see-through points; benchmarks/visibility.py measures those against exact depth.
+"""
+
+import numpy as np
+from recorded import DRIVE, kitti_raw
+
+from dense_depth.accumulation import AccumulationConfig, SceneCloud
+from dense_depth.datasets import open_dataset
+from dense_depth.metrics import DepthErrors
+from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
+
+EVERY = 3  # frames; all 40 take three times as long and say the same
+
+
+def main() -> None:
+    root = kitti_raw()
+    for name, poses in (
+        ("GPS/IMU poses", None),
+        ("ORB-SLAM3 poses", root.parent / "kitti_tracking" / "orbslam3_poses" / "0000.txt"),
+    ):
+        scene = next(iter(open_dataset("kitti-raw", root, poses=poses).scenes([DRIVE])))
+        frames = scene.frames_of("image_02")[::EVERY]
+        height, width, _ = label_camera(frames[0], 1.0)
+        keys = new_keys(height, width)
+        depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
+        alone = SceneCloud(scene, frames, AccumulationConfig(past_s=0, future_s=0, dynamics="none"))
+        untested = VisibilityConfig(visibility="none")
+        references = []
+        for frame in frames:
+            render_label(alone, frame, frame.K, untested, keys, depth, source)
+            references.append(depth / 256)
+        print(f"{name}: {len(frames)} labels of {DRIVE} without their key sweep, on the key sweep's pixels")
+        print("dynamics visibility   labelled %   compared %    MAE m   AbsRel   behind %   in front %")
+        for dynamics in ("none", "drop", "boxes"):
+            cloud = SceneCloud(scene, frames, AccumulationConfig(dynamics=dynamics))  # type: ignore[arg-type]
+            for visibility in (untested, VisibilityConfig()):
+                errors, labelled, compared = DepthErrors(), 0, 0
+                for frame, reference in zip(frames, references):
+                    render_label(cloud, frame, frame.K, visibility, keys, depth, source, without=[frame.key_sweep])
+                    errors.add(depth / 256, reference)
+                    labelled += (depth > 0).mean() / len(frames)
+                    compared += (reference > 0).sum()
+                mean = errors.means()
+                print(
+                    f"{dynamics:8s} {visibility.visibility:10s} {100 * labelled:12.1f} "
+                    fX
+                    f"{100 * mean['in_front']:12.2f}"
+                )
+        print()
+
+
+if __name__ == "__main__":
+    main()
