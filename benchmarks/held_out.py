@@ -46,8 +46,8 @@ def main() -> None:
                 mean = errors.means()
                 print(
                     f"{dynamics:8s} {visibility.visibility:10s} {100 * labelled:12.1f} "
-                    fX
-                    f"{100 * mean['in_front']:12.2f}"
+                    f"{100 * mean['n'] / compared:12.1f} {mean['mae_m']:8.3f} {mean['abs_rel']:8.4f} "
+                    f"{100 * mean['behind']:10.2f} {100 * mean['in_front']:12.2f}"
                 )
         print()
 

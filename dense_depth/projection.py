@@ -46,7 +46,7 @@ class VisibilityConfig:
 
     visibility: Literal["quadrants", "none"] = "quadrants"
     min_quadrants: int = 3
-    width_deg: float = 0.3
+    width_deg: float = 0.6
     height_deg: float = 0.6
     margin_m: float = 0.3
     margin_ratio: float = 0.05

@@ -20,7 +20,7 @@ from dense_depth.geometry import SE3, quaternion_from_rotation, rotation_from_qu
 DatasetName = Literal["nuscenes", "kitti-raw"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sweep:
     """One LiDAR revolution.
 
@@ -39,7 +39,7 @@ class Sweep:
     world_SE3_sensor: SE3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CameraFrame:
     """One image of a keyframe.
 
@@ -66,7 +66,7 @@ class CameraFrame:
     key_sweep: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Box:
     """An object at one instant: x forward, y left, z up from the box centre.
 
@@ -81,7 +81,7 @@ class Box:
     size_lwh_m: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Track:
     """The boxes of one object, ordered by time."""
 
@@ -149,7 +149,7 @@ def boxes_at(tracks: Sequence[Track], timestamp_us: int, extrapolate_s: float = 
     return boxes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One continuous drive.
 

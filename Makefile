@@ -1,0 +1,62 @@
+# setup  makes .venv and installs everything, once: some minutes on a new machine
+# demo   generated dataset -> labels -> catalog version, in demo/
+# test, lint, bench (all of benchmarks/), clean (all but .venv)
+
+SHELL := /bin/bash
+# A pyenv shim can be on PATH without the Python behind it, so it is tried, not looked up.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+READY := .venv/.setup-done
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OPEN3D_LIBRARIES := libusb-1.0-0 libgl1 libegl1 libx11-6
+REQUIRED := numpy pyarrow zarr torch torch_scatter ray nuscenes open3d
+
+.PHONY: setup demo test lint bench clean
+setup: $(READY)
+
+# Order matters: a bare torch is the newest build, and torch-scatter is compiled against the torch that is there.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "setup: $(PYTHON) is not Python 3.11; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@dpkg -s $(OPEN3D_LIBRARIES) >/dev/null 2>&1 || \
+	  { [ "$$(id -u)" = 0 ] && echo "setup: system libraries of open3d" && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $(OPEN3D_LIBRARIES) >/dev/null; } || \
+	  echo "setup: open3d needs these system libraries, please install them: $(OPEN3D_LIBRARIES)"
+	@echo "setup: torch"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) torch==2.13.0
+	@$(INSTALL) ninja setuptools wheel
+	@$(BIN)/python -c 'import torch_scatter' 2>/dev/null || \
+	  { echo "setup: torch-scatter, compiled from source (minutes)"; \
+	    MAX_JOBS=$$(nproc) $(INSTALL) --no-build-isolation torch-scatter; }
+	@echo "setup: the package and all else that it needs"
+	@$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@for module in $(REQUIRED); do \
+	  error=$$($(BIN)/python -c "import $$module" 2>&1) || \
+	    { echo "setup: $$module does not import: $$(tail -n 1 <<<"$$error")"; exit 1; }; done
+	@touch $@
+
+demo/data/.done: $(wildcard dense_depth/datasets/synthetic*.py dense_depth/datasets/synthetic/*.py) | $(READY)
+	$(BIN)/python -m dense_depth synth --out demo/data
+	@touch $@
+
+demo: demo/data/.done
+	$(BIN)/python pipelines/accumulate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth --store demo/store --tag demo
+	$(BIN)/python -m catalog --store demo/store show demo
+	$(BIN)/python -m catalog --store demo/store verify demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	@status=0; for script in benchmarks/*.py; do [ -e "$$script" ] || continue; \
+	  echo "== $$script"; $(BIN)/python "$$script" || status=1; done; exit $$status
+
+clean:
+	rm -rf demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

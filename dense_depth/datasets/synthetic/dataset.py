@@ -1,0 +1,76 @@
+"""A generated dataset on disk: its scenes, and the tables they share."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dense_depth import InputError
+from dense_depth.datasets.synthetic.config import VERSION, SynthConfig
+from dense_depth.datasets.synthetic.scene import SceneWriter
+from dense_depth.datasets.synthetic.sensors import CAMERAS, LIDAR, camera, lidar
+from dense_depth.datasets.synthetic.tables import Tables
+
+CATEGORIES = ("human.pedestrian.adult", "vehicle.car")
+ATTRIBUTES = ("vehicle.moving", "vehicle.stopped", "vehicle.parked", "pedestrian.moving", "pedestrian.standing")
+VISIBILITY = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
+MARKER = "synthetic.json"  # in the root of a generated dataset: its config, and the permission to replace it
+
+
+def clear(out: Path) -> None:
+    """Empties the dataset folder, if all that it holds is an earlier dataset of this generator."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; --out must be a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        version = str(json.loads((out / MARKER).read_text())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        version = ""
+    if not VERSION.fullmatch(version):
+        raise InputError(f"{out}: is not empty and not a generated dataset; choose another --out")
+    for folder in (version, "samples", "sweeps", "maps", "truth"):
+        if (out / folder).is_dir():
+            shutil.rmtree(out / folder)
+
+
+def generate(out: Path, config: SynthConfig, on_keyframe: Callable[[], None] = lambda: None) -> None:
+    """Generates a dataset; the tables are written last, so one that was cut short does not load.
+
+    Args:
+        out: Folder of the dataset: absent, empty, or an earlier dataset of this generator, which is replaced.
+        config: What to generate.
+        on_keyframe: Called after every finished keyframe.
+
+    Raises:
+        InputError: An option is out of range, or ``out`` holds something else or cannot be written.
+    """
+    out = Path(out)
+    config.check()
+    try:
+        clear(out)
+        for folder in ("maps", f"sweeps/{LIDAR}", *(f"samples/{channel}" for channel in (LIDAR, *CAMERAS))):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / MARKER).write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+
+    tables = Tables(config.seed)
+    for index, name in enumerate(CATEGORIES, start=1):
+        tables.add("category", name, name=name, description="", index=index)
+    for name in ATTRIBUTES:
+        tables.add("attribute", name, name=name, description="")
+    tables.rows["visibility"] = [{"token": key, "level": name, "description": ""} for key, name in VISIBILITY.items()]
+    rig = [lidar(config.lidar_azimuths)]
+    rig += [camera(channel, config.image_width, config.image_height) for channel in CAMERAS]
+    for sensor in rig:
+        modality = "lidar" if sensor.K is None else "camera"
+        tables.add("sensor", sensor.channel, channel=sensor.channel, modality=modality)
+    for index in range(config.scenes):
+        scene = SceneWriter(out, config, index, tables, rig)
+        for key in range(config.keyframes):
+            scene.keyframe(key)
+            on_keyframe()
+        scene.finish()
+    tables.write(out / config.version)

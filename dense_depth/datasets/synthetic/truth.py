@@ -1,0 +1,68 @@
+"""The exact depth of every camera frame, as Zarr arrays beside the tables."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dense_depth import InputError
+
+ARRAYS = {"depth_m": ("float32", np.nan), "moving": ("uint8", 255), "instance": ("uint16", 65535)}  # type, fill value
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact depth of one camera of one scene, as Zarr arrays (frames, height, width): indexing one reads it.
+
+    Attributes:
+        sample_tokens: The keyframe of each frame.
+        instance_tokens: Token of instance i at [i - 1].
+        depth_m: float32, z-depth through the pixel's centre at the camera's own time; 0 where there is only sky.
+        moving: uint8, 1 on objects that move at some time in the scene.
+        instance: uint16, 0 for the background.
+    """
+
+    sample_tokens: tuple[str, ...]
+    instance_tokens: tuple[str, ...]
+    depth_m: Any
+    moving: Any
+    instance: Any
+
+
+def truth_path(dataroot: Path, scene_token: str, camera: str) -> Path:
+    """Where the truth of one camera of one scene lies."""
+    return dataroot / "truth" / scene_token / f"{camera}.zarr"
+
+
+def read_truth(dataroot: str | Path, scene_token: str, camera: str) -> Truth:
+    """Opens the truth of one camera of one scene.
+
+    Raises:
+        InputError: There is none, or a frame of it is lost.
+    """
+    import zarr
+
+    path = truth_path(Path(dataroot), scene_token, camera)
+    if not path.is_dir():
+        raise InputError(f"{path}: no truth for this scene and camera; only generated datasets have it")
+    group: Any = zarr.open_group(path, mode="r")
+    arrays = [group[name] for name in ARRAYS]
+    for array in arrays:  # Zarr would return its fill value for a lost chunk
+        if array.nchunks_initialized != array.nchunks:
+            raise InputError(f"{path}: {array.nchunks - array.nchunks_initialized} frames of {array.name} are lost")
+    return Truth(tuple(group.attrs["sample_tokens"]), tuple(group.attrs["instance_tokens"]), *arrays)
+
+
+def create_truth(path: Path, shape: tuple[int, int, int], attributes: dict[str, Any]) -> dict[str, Any]:
+    """Creates what `read_truth` opens, one chunk per frame, without frames."""
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    group = zarr.open_group(path, mode="w", attributes=attributes)
+    codec = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+    options: dict[str, Any] = {"compressors": codec, "config": {"write_empty_chunks": True}}
+    return {
+        name: group.create_array(name, shape=shape, chunks=(1, *shape[1:]), dtype=dtype, fill_value=fill, **options)
+        for name, (dtype, fill) in ARRAYS.items()
+    }
