@@ -41,7 +41,8 @@ demo/data/.done: $(wildcard dense_depth/datasets/synthetic*.py dense_depth/datas
 	@touch $@
 
 demo: demo/data/.done
-	$(BIN)/python pipelines/accumulate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth --store demo/store --tag demo
+	$(BIN)/python pipelines/accumulate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
+	  --store demo/store --tag demo
 	$(BIN)/python -m catalog --store demo/store show demo
 	$(BIN)/python -m catalog --store demo/store verify demo
 

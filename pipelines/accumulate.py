@@ -6,7 +6,6 @@ the last copies this one file, so it imports installed packages only.
 
 import dataclasses
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,8 @@ class Arguments:
         visibility: Which points other surfaces hide.
         min_sweeps: Fewest sweeps a label may be made of; fewer is an input error.
         tag: Name for the version.
-        workers: Worker processes; all cores if not given, 0 to work in this process without Ray.
+        workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
+            without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
         dry_run: Say what would be made, and stop.
         summary: Write the final table as JSON to this file.
     """
@@ -86,8 +86,8 @@ def main() -> int:
     """Entry point; returns the exit status."""
     try:
         arguments = tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))
-        job, workers, notes = plan(arguments)
-        report = run(job, workers=workers, dry_run=arguments.dry_run, notes=notes)
+        job, notes = plan(arguments)
+        report = run(job, workers=arguments.workers, dry_run=arguments.dry_run, notes=notes)
     except InputError as error:
         print(f"accumulate: {error}", file=sys.stderr)
         return 2
@@ -121,21 +121,25 @@ def recipe_of(arguments: Arguments) -> Recipe:
     return Recipe(arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps)
 
 
-def plan(arguments: Arguments) -> tuple[Job, int, list[str]]:
+def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     """Reads the tables, checks every sweep file's size, and lists the shards to make.
 
     Returns:
-        The job, the number of workers, and notes about the input.
+        The job, and notes about the input.
 
     Raises:
         InputError: An option, a table or a sweep file cannot be used.
     """
-    workers = os.cpu_count() or 1 if arguments.workers is None else arguments.workers
-    if workers < 0:
-        raise InputError(f"--workers {workers}: must be zero or more")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise InputError(f"--workers {arguments.workers}: must be zero or more")
     recipe = recipe_of(arguments)
     dataset = open_dataset(
-        arguments.dataset, arguments.dataroot, arguments.version, arguments.cameras, arguments.poses, arguments.tracks
+        arguments.dataset,
+        arguments.dataroot.resolve(),
+        arguments.version,
+        arguments.cameras,
+        arguments.poses,
+        arguments.tracks,
     )
     shards, notes, scene_names = [], [], []
     for scene in dataset.scenes(arguments.scenes):
@@ -158,7 +162,7 @@ def plan(arguments: Arguments) -> tuple[Job, int, list[str]]:
         raise InputError(f"{arguments.dataroot}: no camera frames in the scenes asked for; nothing to label")
     job = Job(
         operation="accumulate",
-        store=arguments.store,
+        store=arguments.store if "://" in arguments.store else str(Path(arguments.store).resolve()),
         recipe=dataclasses.asdict(recipe),
         inputs={"dataset": arguments.dataset, "dataset_version": arguments.version, "scenes": scene_names},
         shards=shards,
@@ -166,7 +170,7 @@ def plan(arguments: Arguments) -> tuple[Job, int, list[str]]:
         make=make_labels,
         tag=arguments.tag,
     )
-    return job, workers, notes
+    return job, notes
 
 
 def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) -> Iterator[Made]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,12 +109,12 @@ class Report:
     shards: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(job: Job, *, workers: int, dry_run: bool = False, notes: Sequence[str] = ()) -> Report:
+def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence[str] = ()) -> Report:
     """Makes the missing shards and commits them as one version.
 
     Args:
         job: The plan and how to carry it out.
-        workers: Processes; 0 works in this process, without Ray.
+        workers: Processes; 0 works in this process, without Ray; None takes what the cluster or machine has.
         dry_run: Only say what would be made.
         notes: Lines for the user about the input.
 
@@ -146,7 +146,7 @@ def run(job: Job, *, workers: int, dry_run: bool = False, notes: Sequence[str] =
         return report
 
     with _progress(len(todo)) as advance:
-        for scene_shards, outcome in _outcomes(job, _tasks(todo, workers), workers):
+        for scene_shards, outcome in _outcomes(job, todo, workers):
             for row in outcome.rows:
                 rows[row["shard_id"]] = row
                 report.shards_made += 1
@@ -222,24 +222,26 @@ def execute(job: Job, loaded: Any, shards: Sequence[PlannedShard]) -> Outcome:
 
 
 def _outcomes(
-    job: Job, tasks: Sequence[list[PlannedShard]], workers: int
+    job: Job, todo: Sequence[PlannedShard], workers: int | None
 ) -> Iterator[tuple[list[PlannedShard], Outcome]]:
     """Runs tasks, at most two per worker under way; a task that fails is tried again with what it left undone."""
-    queue = [(shards, 1) for shards in tasks][::-1]
+    if not todo:
+        return
     if workers == 0:
+        queue = [(shards, 1) for shards in _tasks(todo, 0)][::-1]
         while queue:
             shards, tries = queue.pop()
             outcome = execute(job, job.load(shards[0].scene), shards)
             yield from _settle(queue, shards, tries, outcome)
         return
-    if not queue:
-        return
     ray = _start_ray(workers)
-    remote = ray.remote(num_cpus=1, max_retries=TRIES)(execute)
-    # The plan stays with the driver; a worker needs the recipe and the way to make a shard.
-    job_ref = ray.put(Job(job.operation, job.store, job.recipe, {}, (), _nothing, job.make))
-    running: dict[Any, tuple[list[PlannedShard], int]] = {}
     try:
+        workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        queue = [(shards, 1) for shards in _tasks(todo, workers)][::-1]
+        remote = ray.remote(num_cpus=1, max_retries=TRIES)(execute)
+        # The plan stays with the driver; a worker needs the recipe and the way to make a shard.
+        job_ref = ray.put(replace(job, inputs={}, shards=(), load=_nothing))
+        running: dict[Any, tuple[list[PlannedShard], int]] = {}
         while queue or running:
             while queue and len(running) < 2 * workers:
                 shards, tries = queue.pop()
@@ -252,9 +254,7 @@ def _outcomes(
                 outcome, tries = Outcome([], f"{type(error).__name__}: {str(error).splitlines()[0]}"), TRIES
             yield from _settle(queue, shards, tries, outcome)
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-        ray.shutdown()
+        ray.shutdown()  # ends what is still running
 
 
 def _nothing(scene: str) -> None:
@@ -274,20 +274,20 @@ def _settle(
     yield shards, outcome
 
 
-def _start_ray(workers: int) -> Any:
-    """Connects to the cluster this runs in, or starts a local one with this many workers."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+def _start_ray(workers: int | None) -> Any:
+    """Connects to the cluster that RAY_ADDRESS names, as it does in a Ray job, or starts a Ray of its own.
+
+    A cluster that merely runs on this machine is not joined: it may be somebody else's, or a stale address that hangs.
+    """
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        return ray
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+    else:
+        ray.init(address=address, **quiet)
     return ray
 
 
@@ -339,8 +339,9 @@ def print_report(report: Report) -> None:
         figures = [mean(f"{name}_fraction") for name in ("valid", "key", "static", "moving", "hidden")]
         size = f"{sum(shard['bytes'] for shard in shards) / 1e6:.2f}"
         table.add_row(camera, str(len(shards)), str(labels), size, *figures)
-    # A job log has no width of its own: lines that wrap cannot be read or searched.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console()
+    # A job log has no width of its own, and a cut column says nothing: better a line that wraps.
+    Console(width=max(console.width, 110)).print(table)
     for name, error in report.failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     rate = report.labels_made / report.seconds if report.seconds else 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
 
 VERSION = "v1.0-synth"
 

@@ -33,7 +33,7 @@ def arguments(root: Path, store: Path, **changes) -> Arguments:
 
 
 def run(arguments: Arguments, make=make_labels, workers=0) -> runner.Report:
-    job, _, _ = plan(arguments)
+    job, _ = plan(arguments)
     return runner.run(replace(job, make=make), workers=workers)
 
 
