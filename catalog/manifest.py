@@ -98,8 +98,9 @@ def shard_row(
         shard_id: Names the unit of work: known before its labels are, different whenever they may differ.
         source_shards: Paths of the shards the labels were made from.
     """
-    # Frame by frame: a boolean index of all the depths would double the memory of the worker.
-    valid = [frame[frame > 0] for frame in content.depth if frame.any()]
+    # Frame by frame, to spare the memory of the worker; 0, no depth, wraps around to the top.
+    lowest = min(int((frame - np.uint16(1)).min()) for frame in content.depth) + 1
+    highest = int(content.depth.max())
     return {
         "shard_id": shard_id,
         "kind": content.kind,
@@ -114,8 +115,8 @@ def shard_row(
         "bytes": shard.bytes,
         "sha256": shard.sha256,
         "valid_fraction": int(np.count_nonzero(content.depth)) / content.depth.size,
-        "depth_min_m": min(int(d.min()) for d in valid) / DEPTH_STEPS_PER_M if valid else None,
-        "depth_max_m": max(int(d.max()) for d in valid) / DEPTH_STEPS_PER_M if valid else None,
+        "depth_min_m": lowest / DEPTH_STEPS_PER_M if highest else None,
+        "depth_max_m": highest / DEPTH_STEPS_PER_M if highest else None,
         "n_sweeps_min": int(min(content.n_sweeps)),
         "quality": dict.fromkeys(QUALITY) | (quality or {}),
         "source_shards": list(source_shards),
