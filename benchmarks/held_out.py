@@ -5,7 +5,7 @@ pose errors but hardly any see-through points; benchmarks/visibility.py measures
 """
 
 import numpy as np
-from recorded import DRIVE, kitti_raw
+from _recorded import DRIVE, kitti_raw
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import open_dataset

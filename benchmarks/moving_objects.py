@@ -8,7 +8,7 @@ centres of single sweeps scatter. A picture shows both.
 from dataclasses import replace
 
 import numpy as np
-from recorded import DRIVE, kitti_raw, pictures
+from _recorded import DRIVE, kitti_raw, pictures
 from scipy.spatial import cKDTree
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud, cut_sweep, read_sweep

@@ -138,8 +138,8 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys): 
                 if p != outside:
                     n_inside += 1
                     first, last = min(first, p), max(last, p)
-                    if key[i] < flat_keys[p]:
-                        flat_keys[p] = key[i]
+                    before = flat_keys[p]  # a store without a branch: its outcome hangs on memory, so it would stall
+                    flat_keys[p] = key[i] if key[i] < before else before
     return n_inside, first, last
 
 
