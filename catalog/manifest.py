@@ -22,7 +22,7 @@ Key = tuple[str, str, str, str]
 
 QUALITY = (
     *("n_points", "static_fraction", "moving_fraction", "key_fraction", "hidden_fraction"),
-    *("dropped_moving", "dropped_unknown_pose", "dropped_ego", "dropped_range", "dropped_nonfinite"),
+    *("dropped_moving", "dropped_unknown_pose", "dropped_ego", "dropped_range", "dropped_nonfinite", "dropped_sweeps"),
 )
 SHARD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # with ".json" still a file name
 _SHA256 = re.compile(r"[0-9a-f]{64}")

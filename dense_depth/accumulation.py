@@ -63,7 +63,9 @@ class AccumulationConfig:
         moving_above_m: A track moves if its centre travels farther than this; the others are static world, which
             spares them the jitter of their boxes.
         extrapolate_s: How long a track is continued before its first and after its last box.
-        max_bad_points: Greatest share of non-finite points in a sweep; above it the sweep is an input error.
+        max_bad_points: Greatest share of non-finite points in a sweep; above it the sweep is bad.
+        bad_sweeps: A sweep that is missing, truncated or bad is an input error ("fail"), or left out, counted and
+            listed ("drop").
     """
 
     past_s: float = 1.0
@@ -76,6 +78,7 @@ class AccumulationConfig:
     moving_above_m: float = 0.5
     extrapolate_s: float = 0.5
     max_bad_points: float = 0.0
+    bad_sweeps: Literal["fail", "drop"] = "fail"
 
     def __post_init__(self) -> None:
         for name in ("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "extrapolate_s"):
@@ -316,16 +319,18 @@ class SceneCloud:
         stop: Per segment: the column after its last one.
         corners: Per segment: (8, 3) float32, hull of its points in their frame.
         reason_counts: Per sweep of the scene: how many points got each ``Reason``; zero for sweeps not needed.
+        dropped: Token and error of each bad sweep that was left out.
     """
 
     def __init__(self, scene: Scene, frames: Sequence[CameraFrame], config: AccumulationConfig) -> None:
         """Reads the sweeps that these frames need.
 
         Raises:
-            InputError: A sweep file is missing, truncated, or holds more non-finite points than the config allows.
+            InputError: A sweep is bad and the config does not say to drop it, or none is left.
         """
         self._config = config
-        self._index = {sweep.token: i for i, sweep in enumerate(scene.sweeps)}
+        self._tokens = [sweep.token for sweep in scene.sweeps]
+        self._index = {token: i for i, token in enumerate(self._tokens)}
         self._times_us = np.array([sweep.timestamp_us for sweep in scene.sweeps], np.int64)
         self._world_SE3_sensor = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
         self._tracks = moving_tracks(scene.tracks, config)
@@ -333,39 +338,70 @@ class SceneCloud:
 
         needed = sorted({i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)})
         self._is_read = np.isin(np.arange(len(scene.sweeps)), needed)
+        self.dropped: dict[str, str] = {}
         # One array of full length: a shorter view of it would not be contiguous, and SIMD needs that.
-        self.xyz = np.empty((3, sum(count_points(scene.sweeps[i]) for i in needed)), np.float32)
+        self.xyz = np.empty((3, sum(self._count_points(scene.sweeps[i]) for i in needed)), np.float32)
         cuts, known_tracks, box_corners = [], [], []
         n_kept = 0
         for i in needed:
             sweep = scene.sweeps[i]
             boxes = boxes_at(self._tracks, sweep.timestamp_us, config.extrapolate_s)
             known = {k: box for k, box in enumerate(boxes) if box is not None}
-            points = read_sweep(sweep)
-            cut = cut_sweep(points, sweep.world_SE3_sensor, list(known.values()), config, self.xyz[:, n_kept:])
-            if cut.reason_counts[Reason.NONFINITE] > config.max_bad_points * len(points):
-                raise InputError(
-                    f"{sweep.path}: {cut.reason_counts[Reason.NONFINITE]} of {len(points)} points are NaN, infinite or "
-                    f"beyond {FAR_AWAY_M:.0f} m; restore the file, or allow a share with --max-bad-points"
-                )
+            cut = None if sweep.token in self.dropped else self._cut(sweep, list(known.values()), n_kept)
+            if cut is None:
+                continue
             self.reason_counts[i] = cut.reason_counts
-            cuts.append((cut, n_kept))
+            cuts.append((i, cut, n_kept))
             known_tracks.append(list(known))
             box_corners.append(_box_corners(*box_bounds(list(known.values()), config.box_margin_m)))
             n_kept += cut.xyz.shape[1]
+        if not cuts:
+            raise InputError(f"{scene.name}: every sweep is bad; the first: {next(iter(self.dropped.values()))}")
 
-        start = np.concatenate([cut.start[:-1] + offset for cut, offset in cuts])
-        stop = np.concatenate([cut.start[1:] + offset for cut, offset in cuts])
-        sector_corners = _sector_corners(np.stack([cut.bounds for cut, _ in cuts]))
+        start = np.concatenate([cut.start[:-1] + offset for _, cut, offset in cuts])
+        stop = np.concatenate([cut.start[1:] + offset for _, cut, offset in cuts])
+        sector_corners = _sector_corners(np.stack([cut.bounds for _, cut, _ in cuts]))
         corners = np.concatenate([part for parts in zip(sector_corners, box_corners) for part in parts])
-        sweep_of = np.repeat(needed, [len(cut.start) - 1 for cut, _ in cuts])
+        sweep_of = np.concatenate([np.full(len(cut.start) - 1, i) for i, cut, _ in cuts])
         track_of = np.concatenate([[-1] * N_SECTORS + known for known in known_tracks])
         # Sector by sector, not sweep by sweep: then a part of the image is in the cache while its points are drawn.
-        sector_of = np.concatenate([np.arange(len(cut.start) - 1) for cut, _ in cuts])
+        sector_of = np.concatenate([np.arange(len(cut.start) - 1) for _, cut, _ in cuts])
         order = np.lexsort([sweep_of, sector_of])
         filled = order[(stop > start)[order]]
         self.start, self.stop, self.corners = start[filled], stop[filled], corners[filled]
         self._sweep_of, self._track_of = sweep_of[filled], track_of[filled]
+
+    def _count_points(self, sweep: Sweep) -> int:
+        """How many points a sweep has; 0 if it is dropped."""
+        try:
+            return count_points(sweep)
+        except InputError as error:
+            self._drop(sweep, error)
+            return 0
+
+    def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
+        """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
+        points = read_sweep(sweep)
+        cut = cut_sweep(points, sweep.world_SE3_sensor, boxes, self._config, self.xyz[:, n_kept:])
+        n_bad = cut.reason_counts[Reason.NONFINITE]
+        if n_bad > self._config.max_bad_points * len(points):
+            message = (
+                f"{sweep.path}: {n_bad} of {len(points)} points are NaN, infinite or beyond {FAR_AWAY_M:.0f} m; "
+                "restore the file, or allow a share with --max-bad-points"
+            )
+            self._drop(sweep, InputError(message))
+            return None
+        return cut
+
+    def _drop(self, sweep: Sweep, error: InputError) -> None:
+        if self._config.bad_sweeps == "fail":
+            raise error
+        self.dropped[sweep.token] = str(error)
+
+    def dropped_of(self, frames: Sequence[CameraFrame]) -> dict[str, str]:
+        """Token and error of the bad sweeps that the windows of these frames miss."""
+        tokens = {self._tokens[i] for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)}
+        return {token: error for token, error in self.dropped.items() if token in tokens}
 
     def _window(self, timestamp_us: int, key_sweep: str) -> list[int]:
         """Indices of the sweeps in the time window, and of the key sweep."""
@@ -385,7 +421,7 @@ class SceneCloud:
         Raises:
             ValueError: The window reaches sweeps that none of the frames given at the start needs.
         """
-        left_out = {self._index[token] for token in without}
+        left_out = {self._index[token] for token in (*without, *self.dropped)}
         window = [i for i in self._window(timestamp_us, key_sweep) if i not in left_out]
         if missing := [i for i in window if not self._is_read[i]]:
             raise ValueError(f"{len(missing)} sweeps of the window around {timestamp_us} us have not been read")

@@ -145,7 +145,15 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     for scene in dataset.scenes(arguments.scenes):
         scene_names.append(scene.name)
         notes += [f"{scene.name}: {note}" for note in scene.notes]
-        n_points = [count_points(sweep) for sweep in scene.sweeps]
+        n_points = []
+        for sweep in scene.sweeps:
+            try:
+                n_points.append(count_points(sweep))
+            except InputError as error:
+                if recipe.accumulation.bad_sweeps == "fail":
+                    raise
+                n_points.append(0)
+                notes.append(f"{scene.name}: dropped: {error}")
         scene_digest = _scene_digest(scene, recipe, n_points)
         for camera in scene.cameras:
             frames = scene.frames_of(camera)
@@ -196,6 +204,7 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
                     f"{frame.sample_token} {frame.camera}: {stats[-1].n_sweeps} sweeps, --min-sweeps asks for "
                     f"{recipe.min_sweeps}; widen --past-s and --future-s or lower it"
                 )
+        dropped = cloud.dropped_of(frames)
         content = ShardContent(
             kind=recipe.kind,
             dataset=scene.dataset,
@@ -208,8 +217,10 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
             timestamps_us=tuple(frame.timestamp_us for frame in frames),
             K=np.stack(intrinsics),
             n_sweeps=tuple(stat.n_sweeps for stat in stats),
+            attributes={"dropped_sweeps": sorted(dropped)} if dropped else {},
         )
-        yield Made(shard.shard_id, content, _quality(stats, cloud.count_reasons(frames)))
+        quality = _quality(stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
+        yield Made(shard.shard_id, content, quality)
 
 
 def _quality(stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:

@@ -256,6 +256,22 @@ def test_bad_input_is_one_line_and_no_version(generated, tmp_path, name):
     assert not list((tmp_path / "s").glob("versions/*"))
 
 
+def test_bad_sweeps_are_dropped_on_request_and_recorded(generated, reference, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(generated, root, ignore=shutil.ignore_patterns("truth", "*.jpg"))
+    names = [DAMAGES[name](root) for name in ("nan points", "missing sweep")]
+    assert names[0] == names[1]  # the same sweep: damaged, then gone
+    done = accumulate(
+        *("--dataset", "nuscenes", "--dataroot", root, "--version", "v1.0-synth"),
+        *("--store", tmp_path / "s", "--workers", 0, "--bad-sweeps", "drop"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert names[0] in done.stdout and "dropped" in done.stdout
+    rows = Catalog(tmp_path / "s").version(1).rows()
+    assert {row["quality"]["dropped_sweeps"] for row in rows if row["scene_token"] == rows[0]["scene_token"]} <= {0, 1}
+    assert sum(row["quality"]["dropped_sweeps"] for row in rows) == 6
+
+
 def test_nan_points_stop_a_ray_job_too(generated, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(generated, root, ignore=shutil.ignore_patterns("truth", "*.jpg"))

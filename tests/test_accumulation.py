@@ -208,6 +208,27 @@ def test_nan_points_are_refused_unless_a_share_is_allowed(tmp_path):
     assert np.isfinite(cloud.xyz[:, : cloud.stop.max()]).all()
 
 
+def test_bad_sweeps_can_be_dropped_and_are_listed(tmp_path):
+    scene, frame, _, _ = make_scene(tmp_path)
+    complete = cloud_at(scene, frame, CONFIG, without=["s0", "s1", "s4"])[1]
+    scene.sweeps[0].path.unlink()
+    scene.sweeps[1].path.write_bytes(b"123")
+    points = np.fromfile(scene.sweeps[4].path, np.float32)
+    points[5] = np.nan
+    points.tofile(scene.sweeps[4].path)
+    config = replace(CONFIG, bad_sweeps="drop")
+    cloud = SceneCloud(scene, [frame], config)
+    assert list(cloud.dropped) == ["s0", "s1", "s4"] == list(cloud.dropped_of([frame]))
+    assert "NaN" in cloud.dropped["s4"] and "missing" in cloud.dropped["s0"]
+    selection, left, _ = cloud_at(scene, frame, config)
+    assert selection.n_sweeps == 2
+    np.testing.assert_array_equal(sorted_rows(left), sorted_rows(complete))
+    for sweep in scene.sweeps[2:4]:
+        sweep.path.unlink()
+    with pytest.raises(InputError, match="every sweep is bad"):
+        SceneCloud(scene, [frame], config)
+
+
 def test_config_refuses_nonsense():
     with pytest.raises(InputError, match="--past-s"):
         AccumulationConfig(past_s=-1)
