@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Key = tuple[str, str, str, str]
 
+# New figures go to the end: a manifest of an older program has the first ones.
 QUALITY = (
     *("n_points", "static_fraction", "moving_fraction", "key_fraction", "hidden_fraction"),
     *("dropped_moving", "dropped_unknown_pose", "dropped_ego", "dropped_range", "dropped_nonfinite", "dropped_sweeps"),
@@ -55,12 +56,18 @@ def schema() -> "pa.Schema":
             pa.field("depth_min_m", pa.float64()),  # null when no pixel has a depth
             pa.field("depth_max_m", pa.float64()),
             required("n_sweeps_min", pa.int32()),
-            required("quality", pa.struct([pa.field(name, pa.float64()) for name in QUALITY])),
+            _quality_field(QUALITY),
             required("source_shards", pa.list_(required("item", pa.string()))),
             required("files", pa.list_(required("item", pa.struct(files)))),
             required("recipe_hash", pa.string()),
         ]
     )
+
+
+def _quality_field(names: Sequence[str]) -> "pa.Field":
+    import pyarrow as pa
+
+    return pa.field("quality", pa.struct([pa.field(name, pa.float64()) for name in names]), nullable=False)
 
 
 def key(row: Row) -> Key:
@@ -200,6 +207,10 @@ def from_bytes(data: bytes, name: str) -> "pa.Table":
         table = pq.ParquetFile(pa.BufferReader(data)).read()  # pq.read_table would import pandas
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{name}: not a manifest: {error}") from error
-    if table.schema != schema():
-        raise InputError(f"{name}: its columns are not those of this program's manifest")
-    return table
+    if table.schema == schema():
+        return table
+    at = schema().get_field_index("quality")
+    older = (schema().set(at, _quality_field(QUALITY[:n])) for n in range(1, len(QUALITY)))
+    if table.schema not in older:
+        raise InputError(f"{name}: its columns are not those of this program's manifest; a newer program wrote it?")
+    return pa.Table.from_pylist(table.to_pylist(), schema=schema())  # figures that were not known then are null

@@ -599,3 +599,24 @@ def test_help_is_quick():
     env = {**os.environ, "PYTHONPATH": str(Path(catalog.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert "zarr" not in done.stdout and "pyarrow" not in done.stdout
+
+
+def test_a_manifest_of_an_older_program_lacks_the_newest_figures(tmp_path, monkeypatch):
+    """It can be read and added to; one with a column nobody knows is refused."""
+    cat = Catalog.create(tmp_path / "s")
+    with monkeypatch.context() as older:
+        older.setattr(manifest, "QUALITY", manifest.QUALITY[:4])
+        manifest.schema.cache_clear()
+        row = add(cat.store, 1)
+        row["quality"] = dict.fromkeys(manifest.QUALITY) | {"n_points": 7.0}
+        cat.commit([row], operation="accumulate", recipe=RECIPE, inputs={})
+    manifest.schema.cache_clear()
+    (read,) = Catalog(tmp_path / "s").version(1).rows()
+    assert read["quality"] == dict.fromkeys(manifest.QUALITY) | {"n_points": 7.0}
+    assert len(cat.commit([add(cat.store, 2)], operation="accumulate", recipe=RECIPE, inputs={}).rows()) == 2
+    with monkeypatch.context() as older:
+        older.setattr(manifest, "QUALITY", manifest.QUALITY[:4])
+        manifest.schema.cache_clear()
+        with pytest.raises(InputError, match="newer program"):
+            Catalog(tmp_path / "s").version(2)
+    manifest.schema.cache_clear()
