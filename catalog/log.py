@@ -287,12 +287,13 @@ class Catalog:
 
     def receipts(self, job: str) -> dict[str, Row]:
         """Shard id -> row of what a job has done, where the shard is still in the store."""
-        found = {}
-        for file in self.store.walk(self._receipt_path(job)):
-            row = self._receipt(file.path)
-            if not find_problems(self.store, row["path"], file_entries(row), hashes=False):
-                found[Path(file.path).name.removesuffix(".json")] = row
-        return found
+        paths = [file.path for file in self.store.walk(self._receipt_path(job))]
+        rows = {Path(path).name.removesuffix(".json"): self._receipt(path) for path in paths}
+        return {shard_id: row for shard_id, row in rows.items() if self.intact([row])}
+
+    def intact(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows whose shards are in the store, every file with its size; ``verify`` checks the bytes too."""
+        return [row for row in rows if not find_problems(self.store, row["path"], file_entries(row), hashes=False)]
 
     def clear_receipts(self, job: str) -> None:
         """Forgets a job that has been committed."""

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from catalog import CommitConflict
 from dense_depth import InputError, __version__
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, count_points
 from dense_depth.datasets.base import CameraFrame, DatasetName, Scene, open_dataset
@@ -91,6 +92,9 @@ def main() -> int:
     except InputError as error:
         print(f"accumulate: {error}", file=sys.stderr)
         return 2
+    except (OSError, CommitConflict) as error:  # a full disk, a store that others keep busy
+        print(f"accumulate: {error}; nothing was committed, the same command continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("accumulate: interrupted; the same command continues where this one stopped", file=sys.stderr)
         return 130

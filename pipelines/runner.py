@@ -129,7 +129,7 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
     catalog = Catalog(job.store) if dry_run and Path(job.store).exists() else None
     if not dry_run:
         catalog = Catalog.create(job.store)
-    committed = _committed(catalog, job)
+    committed = _committed(catalog)
     receipts = catalog.receipts(job.name) if catalog else {}
     planned = {shard.shard_id for shard in job.shards}
     rows = {shard_id: row for shard_id, row in {**receipts, **committed}.items() if shard_id in planned}
@@ -173,11 +173,11 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
     return report
 
 
-def _committed(catalog: Catalog | None, job: Job) -> dict[str, Row]:
-    """Rows of the latest version, by shard id."""
+def _committed(catalog: Catalog | None) -> dict[str, Row]:
+    """Rows of the latest version, by shard id, less those whose shard is lost or cut short: it is made again."""
     if catalog is None or not catalog.versions():
         return {}
-    return {row["shard_id"]: row for row in catalog.version("latest").rows()}
+    return {row["shard_id"]: row for row in catalog.intact(catalog.version("latest").rows())}
 
 
 def _commit(catalog: Catalog, job: Job, rows: list[Row], report: Report) -> None:

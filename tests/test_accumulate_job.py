@@ -79,6 +79,35 @@ def test_two_workers_write_the_same_bytes_and_a_second_run_nothing(generated, re
     assert catalog.verify("again") == []
 
 
+def test_a_lost_shard_is_made_again_by_the_same_command(generated, reference, tmp_path):
+    first = run(arguments(generated, tmp_path / "s"))
+    lost = sorted((tmp_path / "s" / "shards" / "accumulated").iterdir())
+    shutil.rmtree(lost[0])
+    (lost[1] / "depth" / "c" / "0" / "0" / "0").write_bytes(b"")
+    assert len(Catalog(tmp_path / "s").verify("latest")) >= 2
+    second = run(arguments(generated, tmp_path / "s"))
+    assert second.shards_made == 2 and second.version == first.version == 1
+    assert Catalog(tmp_path / "s").verify("latest") == []
+
+
+def test_a_full_disk_commits_nothing_and_the_job_continues_after_it(generated, reference, tmp_path):
+    """Files may not grow beyond 20 kB: shards fail, are retried, and are listed."""
+    options = [
+        *("--dataset", "nuscenes", "--dataroot", generated, "--version", "v1.0-synth"),
+        *("--store", tmp_path / "s", "--workers", 0),
+    ]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = accumulate(*options, preexec_fn=limit)
+    assert done.returncode == 1 and "File too large" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and Catalog(tmp_path / "s").versions() == []
+    assert accumulate(*options).returncode == 0
+    assert Catalog(tmp_path / "s").version(1).manifest == reference.manifest
+
+
 def test_dry_run_writes_nothing(generated, tmp_path):
     done = accumulate(
         *("--dataset", "nuscenes", "--dataroot", generated, "--version", "v1.0-synth"),
