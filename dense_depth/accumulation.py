@@ -259,18 +259,32 @@ def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, 
             if inside:
                 reason[i] = 5 if drop else 1
                 segment[i] = not_kept if drop else N_SECTORS + b
-    start = np.zeros(n_segments + 2, np.int64)
     reason_counts = np.zeros(6, np.int64)
-    for i in range(n):
-        start[segment[i] + 1] += 1
-        reason_counts[reason[i]] += 1
+    for code in range(6):
+        count = np.int32(0)
+        for i in range(n):
+            count += np.int32(reason[i] == code)
+        reason_counts[code] = count
+    # Sweeps are stored in order of azimuth or ring, so neighbours share a segment: count and copy runs, not points.
+    start = np.zeros(n_segments + 2, np.int64)
+    i = 0
+    while i < n:
+        first, s = i, segment[i]
+        while i < n and segment[i] == s:
+            i += 1
+        start[s + 1] += i - first
     for s in range(n_segments + 1):
         start[s + 1] += start[s]
     cursor = start.copy()
-    for i in range(n):
-        at = cursor[segment[i]]
-        cursor[segment[i]] = at + 1
-        out[0, at], out[1, at], out[2, at] = xs[i], ys[i], zs[i]
+    i = 0
+    while i < n:
+        first, s = i, segment[i]
+        while i < n and segment[i] == s:
+            i += 1
+        at = cursor[s]
+        cursor[s] += i - first
+        for axis in range(3):
+            out[axis, at : at + i - first] = points[axis, first:i]
     bounds = np.zeros((N_SECTORS, 4), np.float32)
     for s in range(N_SECTORS):
         if start[s + 1] > start[s]:
