@@ -148,7 +148,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     shards, notes, scene_names = [], [], []
     for scene in dataset.scenes(arguments.scenes):
         scene_names.append(scene.name)
-        notes += [f"{scene.name}: {note}" for note in scene.notes]
+        notes += scene.notes
         n_points = []
         for sweep in scene.sweeps:
             try:

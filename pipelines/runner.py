@@ -140,7 +140,7 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
         _say(f"note: {note}")
     _say(
         f"{job.operation}: {len(job.shards)} shards planned, {len(rows)} done before, {len(todo)} to make: "
-        f"{sum(shard.n_labels for shard in todo)} labels, about {report.estimated_bytes / 1e6:.1f} MB"
+        f"{sum(shard.n_labels for shard in todo)} labels, about {report.estimated_bytes / 1e6:.2f} MB"
     )
     if dry_run or catalog is None:
         return report
