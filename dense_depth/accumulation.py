@@ -260,11 +260,11 @@ def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, 
                 reason[i] = 5 if drop else 1
                 segment[i] = not_kept if drop else N_SECTORS + b
     reason_counts = np.zeros(6, np.int64)
-    for code in range(6):
+    for which in range(6):
         count = np.int32(0)
         for i in range(n):
-            count += np.int32(reason[i] == code)
-        reason_counts[code] = count
+            count += np.int32(reason[i] == which)
+        reason_counts[which] = count
     # Sweeps are stored in order of azimuth or ring, so neighbours share a segment: count and copy runs, not points.
     start = np.zeros(n_segments + 2, np.int64)
     i = 0

@@ -145,7 +145,9 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         arguments.poses,
         arguments.tracks,
     )
-    shards, notes, scene_names = [], [], []
+    shards: list[PlannedShard] = []
+    notes: list[str] = []
+    scene_names: list[str] = []
     for scene in dataset.scenes(arguments.scenes):
         scene_names.append(scene.name)
         notes += scene.notes
