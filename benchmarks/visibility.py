@@ -42,7 +42,7 @@ def compare(root: Path, scale: float) -> None:
     tests = {"none": None, "key surface": key_surface}
     for height, width in ((3, 3), (7, 5), (11, 7)):  # at 256x704, as usually given; grown with the image
         tests[f"window minimum {height}x{width}"] = window_minimum(height, width)
-    for quadrants, width, height in ((3, 0.3, 0.6), (3, 0.6, 0.6), (3, 0.6, 1.2), (4, 0.6, 1.2), (4, 1.2, 1.2)):
+    for quadrants, width, height in ((3, 0.3, 0.6), (3, 0.6, 0.6), (4, 0.6, 0.6), (4, 0.6, 1.2), (4, 1.2, 1.2)):
         config = VisibilityConfig(min_quadrants=quadrants, width_deg=width, height_deg=height)
         tests[f"quadrants {quadrants}, {width}x{height} deg"] = config
     errors = {name: DepthErrors() for name in tests}

@@ -30,7 +30,7 @@ class VisibilityConfig:
     LiDAR surfaces are sparse in the image, so points behind them shine through the gaps. A point is hidden if nearer
     points surround it: around each pixel lie four quadrants, and a quadrant occludes if its nearest point is nearer
     than the pixel by more than the margins. One occluding quadrant is the classical window minimum, which also
-    removes what is rightly seen beside an edge; asking for three keeps the background beside a silhouette, and the
+    removes what is rightly seen beside an edge; asking for all four keeps the background beside a silhouette, and the
     road, whose nearer points all lie below. Related: Pintus et al., "Real-time rendering of massive unstructured raw
     point clouds using screen-space operators", VAST 2011.
 
@@ -45,9 +45,9 @@ class VisibilityConfig:
     """
 
     visibility: Literal["quadrants", "none"] = "quadrants"
-    min_quadrants: int = 3
+    min_quadrants: int = 4
     width_deg: float = 0.6
-    height_deg: float = 0.6
+    height_deg: float = 1.2
     margin_m: float = 0.3
     margin_ratio: float = 0.05
     cell_deg: float = 0.12
