@@ -286,25 +286,15 @@ def _hide_beyond(keys, cell, limit):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _unpack(keys, depth, source):  # type: ignore[no-untyped-def]
-    """Splits keys into depth and source code, empties the z-buffer, and counts the pixels of each code but 0."""
-    n_key = n_static = n_moving = 0
-    low = np.uint32(255)
+    """Splits keys into depth and source code, and empties the z-buffer."""
     for v in range(keys.shape[0]):
         line, depth_line, source_line = keys[v], depth[v], source[v]
-        row_key = row_static = row_moving = np.uint32(0)
-        for u in range(keys.shape[1]):
-            code = line[u] & low
-            row_key += np.uint32(code == 1)
-            row_static += np.uint32(code == 2)
-            row_moving += np.uint32(code == 3)
-        n_key, n_static, n_moving = n_key + row_key, n_static + row_static, n_moving + row_moving
         for u in range(keys.shape[1]):
             key = line[u]
             filled = key != EMPTY_KEY
             depth_line[u] = np.uint16(key >> np.uint32(8)) if filled else np.uint16(0)
-            source_line[u] = np.uint8(key & low) if filled else np.uint8(0)
+            source_line[u] = np.uint8(key & np.uint32(255)) if filled else np.uint8(0)
             line[u] = EMPTY_KEY
-    return n_key, n_static, n_moving
 
 
 @dataclass(frozen=True)
@@ -314,25 +304,14 @@ class LabelStats:
     Attributes:
         n_sweeps: Sweeps in the window.
         n_points: Points that fell into the image.
-        n_key: Pixels whose depth is from the key sweep.
-        n_static: Pixels whose depth is from other sweeps' static points.
-        n_moving: Pixels whose depth is from other sweeps' points on moving objects.
         n_hidden: Pixels emptied by the visibility test.
         n_unknown_pose: Points left out, since their object has no pose at the camera's time.
     """
 
     n_sweeps: int
     n_points: int
-    n_key: int
-    n_static: int
-    n_moving: int
     n_hidden: int
     n_unknown_pose: int
-
-    @property
-    def n_labelled(self) -> int:
-        """Pixels with a depth."""
-        return self.n_key + self.n_static + self.n_moving
 
 
 def label_camera(frame: CameraFrame, scale: float) -> tuple[int, int, Float[np.ndarray, "3 3"]]:
@@ -369,8 +348,8 @@ def render_label(
     # Cells stay where they are in the whole image, so that the result does not depend on the points.
     top = rows.start - rows.start % _cell_px(K, config)
     n_hidden = hide(keys[top : rows.stop], K, config)
-    n_key, n_static, n_moving = _unpack(keys[rows], depth[rows], source[rows])
+    _unpack(keys[rows], depth[rows], source[rows])
     for array in (depth, source):
         array[: rows.start] = 0
         array[rows.stop :] = 0
-    return LabelStats(selection.n_sweeps, n_points, n_key, n_static, n_moving, n_hidden, selection.n_unknown_pose)
+    return LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)

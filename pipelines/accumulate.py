@@ -17,7 +17,7 @@ import tyro
 
 from catalog import CommitConflict
 from dense_depth import InputError, __version__
-from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, count_points
+from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Source, count_points
 from dense_depth.datasets.base import CameraFrame, DatasetName, Scene, open_dataset
 from dense_depth.projection import LabelStats, VisibilityConfig, label_camera, new_keys, render_label
 from dense_depth.storage import ShardContent
@@ -225,19 +225,20 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
             n_sweeps=tuple(stat.n_sweeps for stat in stats),
             attributes={"dropped_sweeps": sorted(dropped)} if dropped else {},
         )
-        quality = _quality(stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
+        quality = _quality(source, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
         yield Made(shard.shard_id, content, quality)
 
 
-def _quality(stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:
+def _quality(source: np.ndarray, stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:
     """The figures of a manifest row: what the labels are made of, and what was left out and why."""
-    labelled = max(sum(stat.n_labelled for stat in stats), 1)
+    pixels = {code: sum(int(np.count_nonzero(frame == code)) for frame in source) for code in Source}
+    labelled = max(source.size - pixels[Source.NONE], 1)
     hidden = sum(stat.n_hidden for stat in stats)
     return {
         "n_points": float(sum(stat.n_points for stat in stats)),
-        "key_fraction": sum(stat.n_key for stat in stats) / labelled,
-        "static_fraction": sum(stat.n_static for stat in stats) / labelled,
-        "moving_fraction": sum(stat.n_moving for stat in stats) / labelled,
+        "key_fraction": pixels[Source.KEY_SWEEP] / labelled,
+        "static_fraction": pixels[Source.STATIC] / labelled,
+        "moving_fraction": pixels[Source.MOVING] / labelled,
         "hidden_fraction": hidden / (labelled + hidden),
         "dropped_unknown_pose": float(sum(stat.n_unknown_pose for stat in stats)),
         "dropped_moving": float(reasons[Reason.DROPPED_MOVING]),

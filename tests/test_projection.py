@@ -50,9 +50,9 @@ def reference(cloud, frame, scale):
 def test_zbuffer_equals_a_float64_reference(tmp_path, scale, seed):
     scene, frame, _, _ = make_scene(tmp_path, tracks=(moving_track(range(0, 3_000_000, 500_000)),), seed=seed)
     cloud = SceneCloud(scene, [frame], CONFIG)
-    depth, source, stats = rendered(cloud, frame, scale)
+    depth, source, _ = rendered(cloud, frame, scale)
     expected_depth, expected_source = reference(cloud, frame, scale)
-    assert stats.n_labelled == (depth > 0).sum() == (source > 0).sum() > 10
+    assert (depth > 0).sum() == (source > 0).sum() > 10
     # Float32 moves a point on the edge of a pixel, or of a depth step, to its neighbour, but rarely.
     assert ((depth > 0) != (expected_depth > 0)).sum() <= 2
     both = (depth > 0) & (expected_depth > 0)
