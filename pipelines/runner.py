@@ -282,12 +282,16 @@ def _start_ray(workers: int | None) -> Any:
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
     else:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except (ValueError, ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"RAY_ADDRESS={address}: {reason} (unset it to use a Ray of this machine)") from error
     return ray
 
 
@@ -323,9 +327,10 @@ def print_report(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report.operation}: {report.store}")
+    title = f"{report.operation}: {report.store} (shares in %)"
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     table.add_column("camera", no_wrap=True)
-    for name in ("scenes", "labels", "MB", "labelled %", "key %", "static %", "moving %", "hidden %"):
+    for name in ("scenes", "labels", "MB", "labelled", "key", "static", "moving", "hidden"):
         table.add_column(name, justify="right")
     for camera in sorted({shard["camera"] for shard in report.shards}):
         shards = [shard for shard in report.shards if shard["camera"] == camera]
@@ -341,7 +346,7 @@ def print_report(report: Report) -> None:
         table.add_row(camera, str(len(shards)), str(labels), size, *figures)
     console = Console()
     # A job log has no width of its own, and a cut column says nothing: better a line that wraps.
-    Console(width=max(console.width, 110)).print(table)
+    Console(width=max(console.width, 80)).print(table)
     for name, error in report.failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     rate = report.labels_made / report.seconds if report.seconds else 0.0

@@ -340,6 +340,17 @@ def test_bad_options_are_one_line_and_nothing_is_written(generated, tmp_path, ch
     assert not list((tmp_path / "s").glob("versions/*"))
 
 
+def test_a_wrong_ray_address_is_one_line_and_an_empty_one_is_none(generated, tmp_path):
+    options = [
+        *("--dataset", "nuscenes", "--dataroot", generated, "--version", "v1.0-synth"),
+        *("--store", tmp_path / "s", "--workers", 1, "--scenes", "synth-0000", "--cameras", "CAM_FRONT"),
+    ]
+    done = accumulate(*options, env={**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"})
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "RAY_ADDRESS=http://127.0.0.1:8265" in done.stderr
+    assert accumulate(*options, env={**os.environ, "RAY_ADDRESS": ""}).returncode == 0
+
+
 def test_a_folder_that_is_not_a_store_is_left_alone(generated, tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.tex").write_text("years of work")
