@@ -24,6 +24,7 @@ from dense_depth.datasets import open_dataset
 from dense_depth.datasets.synthetic import SynthConfig, generate
 from dense_depth.geometry import invert
 from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
+from dense_depth.storage import dequantise
 
 N_SWEEPS = 21
 KEYFRAMES = 10
@@ -153,7 +154,7 @@ def ours(scene, frames, visibility):
     for frame in sorted(frames, key=lambda frame: frame.timestamp_us):
         i = cameras.index(frame.camera)
         render_label(cloud, frame, frame.K, visibility, keys, depth[i], source[i])
-    return depth / np.float32(256)
+    return dequantise(depth)
 
 
 if __name__ == "__main__":

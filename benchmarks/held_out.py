@@ -11,6 +11,7 @@ from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import open_dataset
 from dense_depth.metrics import DepthErrors
 from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
+from dense_depth.storage import dequantise
 
 EVERY = 3  # frames; all 40 take three times as long and say the same
 
@@ -31,7 +32,7 @@ def main() -> None:
         references = []
         for frame in frames:
             render_label(alone, frame, frame.K, untested, keys, depth, source)
-            references.append(depth / 256)
+            references.append(dequantise(depth))
         print(f"{name}: {len(frames)} labels of {DRIVE} without their key sweep, on the key sweep's pixels")
         print("dynamics visibility   labelled %   compared %    MAE m   AbsRel   behind %   in front %")
         for dynamics in ("none", "drop", "boxes"):
@@ -40,7 +41,7 @@ def main() -> None:
                 errors, labelled, compared = DepthErrors(), 0, 0
                 for frame, reference in zip(frames, references):
                     render_label(cloud, frame, frame.K, visibility, keys, depth, source, without=[frame.key_sweep])
-                    errors.add(depth / 256, reference)
+                    errors.add(dequantise(depth), reference)
                     labelled += (depth > 0).mean() / len(frames)
                     compared += (reference > 0).sum()
                 mean = errors.means()

@@ -15,6 +15,7 @@ from dense_depth.accumulation import AccumulationConfig, SceneCloud, cut_sweep, 
 from dense_depth.datasets import open_dataset
 from dense_depth.geometry import invert, project, transform
 from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
+from dense_depth.storage import dequantise
 
 PICTURED_FRAME = 15
 
@@ -71,7 +72,7 @@ def draw(scene, movers) -> str:
         cloud = SceneCloud(scene, [frame], replace(AccumulationConfig(), dynamics=dynamics))
         depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
         render_label(cloud, frame, K, VisibilityConfig(visibility="none"), new_keys(height, width), depth, source)
-        tone = np.clip(np.log(np.maximum(depth / 256, 3) / 3) / np.log(60 / 3), 0, 1)
+        tone = np.clip(np.log(np.maximum(dequantise(depth), 3) / 3) / np.log(60 / 3), 0, 1)
         colour = cv2.applyColorMap((255 * (1 - tone)).astype(np.uint8), cv2.COLORMAP_TURBO)
         picture = np.where((depth > 0)[..., None], colour, grey)
         crops = []

@@ -23,6 +23,7 @@ from dense_depth.datasets.synthetic import SynthConfig, generate, read_truth
 from dense_depth.geometry import invert, transform
 from dense_depth.metrics import DepthErrors
 from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
+from dense_depth.storage import dequantise
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK")
 MARGIN_M, MARGIN_RATIO = 0.3, 0.05
@@ -64,7 +65,7 @@ def compare(root: Path, scale: float) -> None:
                     config = test if isinstance(test, VisibilityConfig) else UNTESTED
                     started = time.perf_counter()
                     render_label(cloud, frame, K, config, keys, depth, source)
-                    depth_m = depth / np.float32(256)
+                    depth_m = dequantise(depth)
                     if callable(test):
                         depth_m = test(depth_m, cloud, scene, frame, K)
                     seconds[name] += time.perf_counter() - started

@@ -101,11 +101,13 @@ def _run(catalog: "Catalog", command: Any) -> int:
         case Show(ref):
             _show(catalog, ref)
         case Diff(a, b):
+            from catalog.manifest import key
+
             diff = catalog.diff(a, b)
             table = _table("change", "kind", "dataset", "scene", "camera", "frames", "valid %", "MB")
             pairs = [("added", row, row) for row in diff.added] + [("removed", row, row) for row in diff.removed]
             for change, old, new in pairs + [("changed", old, new) for old, new in diff.changed]:
-                table.add_row(change, *_key(new), *(_arrow(x, y) for x, y in zip(_figures(old), _figures(new))))
+                table.add_row(change, *key(new), *(_arrow(x, y) for x, y in zip(_figures(old), _figures(new))))
             _print(table)
             print(f"{len(diff.added)} shards added, {len(diff.removed)} removed, {len(diff.changed)} changed")
         case Tag(name, ref):
@@ -125,7 +127,7 @@ def _run(catalog: "Catalog", command: Any) -> int:
 
 
 def _show(catalog: "Catalog", ref: str) -> None:
-    from catalog.manifest import canonical_json
+    from catalog.manifest import canonical_json, key
 
     version = catalog.version(ref)
     rows = version.rows()
@@ -136,14 +138,10 @@ def _show(catalog: "Catalog", ref: str) -> None:
     table = _table("kind", "dataset", "scene", "camera", "frames", "valid %", "MB", "depth m", "sweeps", "path")
     for row in rows:
         depth = "-" if row["depth_min_m"] is None else f"{row['depth_min_m']:.1f}-{row['depth_max_m']:.1f}"
-        table.add_row(*_key(row), *_figures(row), depth, f">= {row['n_sweeps_min']}", row["path"])
+        table.add_row(*key(row), *_figures(row), depth, f">= {row['n_sweeps_min']}", row["path"])
     _print(table)
     megabytes = sum(row["bytes"] for row in rows) / 1e6
     print(f"{len(rows)} shards, {sum(row['n_frames'] for row in rows)} labels, {megabytes:.1f} MB")
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    return row["kind"], row["dataset"], row["scene_token"], row["camera"]
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, str, str]:

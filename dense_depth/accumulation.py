@@ -47,6 +47,11 @@ class Reason(enum.IntEnum):
     DROPPED_MOVING = 5  # on a moving object, which ``dynamics`` says to drop
 
 
+# Compiled code takes plain numbers.
+_STATIC, _MOVING, _EGO, _RANGE, _NONFINITE, _DROPPED_MOVING = map(int, Reason)
+_N_REASONS = len(Reason)
+
+
 @dataclass(frozen=True)
 class AccumulationConfig:
     """Which points of which sweeps make a label, and how they are moved.
@@ -101,6 +106,7 @@ class Cut:
         xyz: Kept points, segment after segment; sensor frame, or box frame on moving objects.
         start: First column of each segment in xyz, and the number of kept points at the end.
         bounds: Per sector (r_min, r_max, z_min, z_max) around the sensor's z axis; zeros if empty.
+        box_corners: Per box: the corners of the space whose points belong to it, in its frame.
     """
 
     reason: UInt8[np.ndarray, " n"]
@@ -108,6 +114,7 @@ class Cut:
     xyz: Float[np.ndarray, "3 kept"]
     start: Int[np.ndarray, " borders"]
     bounds: Float[np.ndarray, "sectors 4"]
+    box_corners: Float[np.ndarray, "boxes 8 3"]
 
 
 def count_points(sweep: Sweep) -> int:
@@ -127,6 +134,25 @@ def count_points(sweep: Sweep) -> int:
             f"{point_bytes} bytes; restore it from the dataset"
         )
     return size // point_bytes
+
+
+def survey(sweeps: Sequence[Sweep], config: AccumulationConfig) -> tuple[list[int], dict[str, str]]:
+    """Points of each sweep by file size, 0 for a bad one, and the errors of the bad ones by token.
+
+    Raises:
+        InputError: A sweep is bad and the config does not say to drop it.
+    """
+    n_points: list[int] = []
+    dropped: dict[str, str] = {}
+    for sweep in sweeps:
+        try:
+            n_points.append(count_points(sweep))
+        except InputError as error:
+            if config.bad_sweeps == "fail":
+                raise
+            n_points.append(0)
+            dropped[sweep.token] = str(error)
+    return n_points, dropped
 
 
 def read_sweep(sweep: Sweep) -> Float[np.ndarray, "n features"]:
@@ -160,7 +186,7 @@ def cut_sweep(
         sensor_SE3_box = sensor_SE3_world @ box.world_SE3_box
         centre[i] = sensor_SE3_box[:3, 3]
         box_SE3_sensor[i] = invert(sensor_SE3_box)[:3]
-    lower, upper = box_bounds(boxes, config.box_margin_m)
+    lower, upper = _box_bounds(boxes, config.box_margin_m)
     reason, reason_counts, start, bounds = _cut(
         np.ascontiguousarray(points[:, :3].T),
         np.float32(config.ego_crop_m),
@@ -173,10 +199,10 @@ def cut_sweep(
         config.dynamics == "drop",
         out,
     )
-    return Cut(reason, reason_counts, out[:, : start[-1]], start, bounds)
+    return Cut(reason, reason_counts, out[:, : start[-1]], start, bounds, _box_corners(lower, upper))
 
 
-def box_bounds(
+def _box_bounds(
     boxes: Sequence[Box], margin_m: float
 ) -> tuple[Float[np.ndarray, "boxes 3"], Float[np.ndarray, "boxes 3"]]:
     """Lowest and highest coordinates of what belongs to each box, in its frame, float32."""
@@ -235,14 +261,16 @@ def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, 
         ego = (abs(x) < ego_crop) & (abs(y) < ego_crop)
         range_sq = x * x + y * y + z * z
         beyond = (range_sq < min_sq) | (range_sq > max_sq)
-        code = np.int32(4) if not finite else np.int32(2) if ego else np.int32(3) if beyond else np.int32(0)
+        code = np.int32(_RANGE) if beyond else np.int32(_STATIC)
+        code = np.int32(_EGO) if ego else code
+        code = code if finite else np.int32(_NONFINITE)
         # A pseudo-angle in [0, 4], monotone in azimuth, without atan2.
         norm = abs(x) + abs(y)
         p = y / (norm if norm > zero else one)
         q = one + p if x >= zero else three - p
-        sector = np.int32((q if code == 0 else zero) * sectors_per_unit)
+        sector = np.int32((q if code == _STATIC else zero) * sectors_per_unit)
         sector = sector if sector < last_sector else last_sector
-        segment[i] = sector if code == 0 else not_kept
+        segment[i] = sector if code == _STATIC else not_kept
         reason[i] = code
     for b in range(n_boxes):
         T = box_SE3_sensor[b]
@@ -257,10 +285,10 @@ def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, 
                 p = T[axis, 0] * x + T[axis, 1] * y + T[axis, 2] * z + T[axis, 3]
                 inside = inside and lower[b, axis] <= p <= upper[b, axis]
             if inside:
-                reason[i] = 5 if drop else 1
+                reason[i] = _DROPPED_MOVING if drop else _MOVING
                 segment[i] = not_kept if drop else N_SECTORS + b
-    reason_counts = np.zeros(6, np.int64)
-    for which in range(6):
+    reason_counts = np.zeros(_N_REASONS, np.int64)
+    for which in range(_N_REASONS):
         count = np.int32(0)
         for i in range(n):
             count += np.int32(reason[i] == which)
@@ -350,12 +378,12 @@ class SceneCloud:
         self._tracks = moving_tracks(scene.tracks, config)
         self.reason_counts = np.zeros((len(scene.sweeps), len(Reason)), np.int64)
 
-        needed = sorted({i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)})
+        needed = self._used(frames)
         self._is_read = np.isin(np.arange(len(scene.sweeps)), needed)
-        self.dropped: dict[str, str] = {}
+        n_points, self.dropped = survey([scene.sweeps[i] for i in needed], config)
         # One array of full length: a shorter view of it would not be contiguous, and SIMD needs that.
-        self.xyz = np.empty((3, sum(self._count_points(scene.sweeps[i]) for i in needed)), np.float32)
-        cuts, known_tracks, box_corners = [], [], []
+        self.xyz = np.empty((3, sum(n_points)), np.float32)
+        cuts, known_tracks = [], []
         n_kept = 0
         for i in needed:
             sweep = scene.sweeps[i]
@@ -367,7 +395,6 @@ class SceneCloud:
             self.reason_counts[i] = cut.reason_counts
             cuts.append((i, cut, n_kept))
             known_tracks.append(list(known))
-            box_corners.append(_box_corners(*box_bounds(list(known.values()), config.box_margin_m)))
             n_kept += cut.xyz.shape[1]
         if not cuts:
             raise InputError(f"{scene.name}: every sweep is bad; the first: {next(iter(self.dropped.values()))}")
@@ -375,23 +402,13 @@ class SceneCloud:
         start = np.concatenate([cut.start[:-1] + offset for _, cut, offset in cuts])
         stop = np.concatenate([cut.start[1:] + offset for _, cut, offset in cuts])
         sector_corners = _sector_corners(np.stack([cut.bounds for _, cut, _ in cuts]))
-        corners = np.concatenate([part for parts in zip(sector_corners, box_corners) for part in parts])
+        pairs = [(sectors, cut.box_corners) for sectors, (_, cut, _) in zip(sector_corners, cuts)]
+        corners = np.concatenate([part for pair in pairs for part in pair])
         sweep_of = np.concatenate([np.full(len(cut.start) - 1, i) for i, cut, _ in cuts])
         track_of = np.concatenate([[-1] * N_SECTORS + known for known in known_tracks])
-        # Sector by sector, not sweep by sweep: then a part of the image is in the cache while its points are drawn.
-        sector_of = np.concatenate([np.arange(len(cut.start) - 1) for _, cut, _ in cuts])
-        order = np.lexsort([sweep_of, sector_of])
-        filled = order[(stop > start)[order]]
+        filled = np.flatnonzero(stop > start)
         self.start, self.stop, self.corners = start[filled], stop[filled], corners[filled]
         self._sweep_of, self._track_of = sweep_of[filled], track_of[filled]
-
-    def _count_points(self, sweep: Sweep) -> int:
-        """How many points a sweep has; 0 if it is dropped."""
-        try:
-            return count_points(sweep)
-        except InputError as error:
-            self._drop(sweep, error)
-            return 0
 
     def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
@@ -403,19 +420,20 @@ class SceneCloud:
                 f"{sweep.path}: {n_bad} of {len(points)} points are NaN, infinite or beyond {FAR_AWAY_M:.0f} m; "
                 "restore the file, or allow a share with --max-bad-points"
             )
-            self._drop(sweep, InputError(message))
+            if self._config.bad_sweeps == "fail":
+                raise InputError(message)
+            self.dropped[sweep.token] = message
             return None
         return cut
 
-    def _drop(self, sweep: Sweep, error: InputError) -> None:
-        if self._config.bad_sweeps == "fail":
-            raise error
-        self.dropped[sweep.token] = str(error)
-
     def dropped_of(self, frames: Sequence[CameraFrame]) -> dict[str, str]:
         """Token and error of the bad sweeps that the windows of these frames miss."""
-        tokens = {self._tokens[i] for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)}
+        tokens = {self._tokens[i] for i in self._used(frames)}
         return {token: error for token, error in self.dropped.items() if token in tokens}
+
+    def _used(self, frames: Sequence[CameraFrame]) -> list[int]:
+        """Indices of the sweeps in the windows of these frames."""
+        return sorted({i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)})
 
     def _window(self, timestamp_us: int, key_sweep: str) -> list[int]:
         """Indices of the sweeps in the time window, and of the key sweep."""
@@ -450,11 +468,8 @@ class SceneCloud:
         sweep, track = self._sweep_of[segments], self._track_of[segments]
 
         # Transforms of the sweeps, then of the tracks.
-        ref_SE3_all = ref_SE3_world @ np.concatenate(
-            [self._world_SE3_sensor, [np.eye(4) if box is None else box.world_SE3_box for box in boxes]]
-            if boxes
-            else [self._world_SE3_sensor]
-        )
+        world_SE3_box = [np.eye(4) if box is None else box.world_SE3_box for box in boxes]
+        ref_SE3_all = ref_SE3_world @ np.array([*self._world_SE3_sensor, *world_SE3_box])
         source = np.where(track >= 0, np.uint8(Source.MOVING), np.uint8(Source.STATIC))
         source[sweep == self._index[key_sweep]] = Source.KEY_SWEEP
         return Selection(
@@ -467,8 +482,7 @@ class SceneCloud:
 
     def count_reasons(self, frames: Sequence[CameraFrame]) -> Int[np.ndarray, " reasons"]:
         """How many points of the sweeps that these frames use got each ``Reason``."""
-        used = {i for frame in frames for i in self._window(frame.timestamp_us, frame.key_sweep)}
-        return self.reason_counts[sorted(used)].sum(0)
+        return self.reason_counts[self._used(frames)].sum(0)
 
     def points(self, selection: Selection) -> tuple[Float[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]:
         """The selected points in the reference frame (float64), and the source code of each."""

@@ -17,6 +17,7 @@ from dense_depth.accumulation import SceneCloud, Selection
 from dense_depth.datasets.base import CameraFrame
 from dense_depth.geometry import invert, resize_K
 
+DEPTH_STEPS_PER_M = 256
 EMPTY_KEY = np.uint32(0xFFFFFFFF)
 NEAR_M = 0.1  # nearer than any lens sees sharply; keeps the division by depth safe
 FAR_M = 255.0  # depth must fit 16 bits in steps of 1/256 m, below the fill value 65535
@@ -103,7 +104,7 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys): 
     height, width = np.float32(keys.shape[0]), np.float32(keys.shape[1])
     flat_keys, stride = keys.reshape(-1), np.int32(keys.shape[1])
     zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0)
-    near, far, steps = np.float32(NEAR_M), np.float32(FAR_M), np.float32(256.0)
+    near, far, steps = np.float32(NEAR_M), np.float32(FAR_M), np.float32(DEPTH_STEPS_PER_M)
     outside = np.int32(-1)
     pixel = np.empty(BLOCK, np.int32)
     key = np.empty(BLOCK, np.uint32)
@@ -182,7 +183,7 @@ def hide(keys: UInt32[np.ndarray, "height width"], K: Float[np.ndarray, "3 3"], 
         round(config.height_deg * px_per_deg / cell),
         config.min_quadrants,
         np.float32(1 + config.margin_ratio),
-        np.float32(256 * config.margin_m),
+        np.float32(DEPTH_STEPS_PER_M * config.margin_m),
     )
     return _hide_beyond(keys, cell, limit)
 

@@ -18,10 +18,10 @@ from jaxtyping import Float, Float32, UInt8, UInt16
 
 from dense_depth import InputError
 from dense_depth.accumulation import Source
+from dense_depth.projection import DEPTH_STEPS_PER_M
 from dense_depth.store import Bucket, Folder, open_store
 
 SCHEMA_VERSION = 1
-DEPTH_STEPS_PER_M = 256
 MAX_DEPTH_M = 255.99
 # Values that are never written, so that a lost chunk shows. Every confidence is legal: there 0, no trust at all.
 FILL_VALUES = {"depth": 65535, "source": 255, "confidence": 0}

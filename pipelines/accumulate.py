@@ -17,7 +17,7 @@ import tyro
 
 from catalog import CommitConflict
 from dense_depth import InputError, __version__
-from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Source, count_points
+from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Source, survey
 from dense_depth.datasets.base import CameraFrame, DatasetName, Scene, open_dataset
 from dense_depth.projection import LabelStats, VisibilityConfig, label_camera, new_keys, render_label
 from dense_depth.storage import ShardContent
@@ -151,15 +151,8 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     for scene in dataset.scenes(arguments.scenes):
         scene_names.append(scene.name)
         notes += scene.notes
-        n_points = []
-        for sweep in scene.sweeps:
-            try:
-                n_points.append(count_points(sweep))
-            except InputError as error:
-                if recipe.accumulation.bad_sweeps == "fail":
-                    raise
-                n_points.append(0)
-                notes.append(f"{scene.name}: dropped: {error}")
+        n_points, dropped = survey(scene.sweeps, recipe.accumulation)
+        notes += [f"{scene.name}: dropped: {error}" for error in dropped.values()]
         scene_digest = _scene_digest(scene, recipe, n_points)
         for camera in scene.cameras:
             frames = scene.frames_of(camera)

@@ -126,9 +126,11 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
     started = time.monotonic()
     report = Report(job.operation, job.store, tag=job.tag, notes=list(notes))
     report.shards_planned = len(job.shards)
-    catalog = Catalog(job.store) if dry_run and Path(job.store).exists() else None
+    catalog: Catalog | None = None
     if not dry_run:
         catalog = Catalog.create(job.store)
+    elif Path(job.store).exists():
+        catalog = Catalog(job.store)
     committed = _committed(catalog)
     receipts = catalog.receipts(job.name) if catalog else {}
     planned = {shard.shard_id for shard in job.shards}

@@ -7,7 +7,7 @@ import pytest
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
 
-VERSION = "v1.0-synth"
+DATA = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,6 @@ def generated(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def recorded() -> Path:
     """The folder of recorded data; skips where it is not."""
-    root = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
-    if not root.is_dir():
-        pytest.skip(f"no recorded data in {root}; set DENSE_DEPTH_DATA")
-    return root
+    if not DATA.is_dir():
+        pytest.skip(f"no recorded data in {DATA}; set DENSE_DEPTH_DATA")
+    return DATA

@@ -1,11 +1,10 @@
-import os
 import re
 import shutil
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DATA
 from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -14,7 +13,6 @@ from dense_depth import InputError
 from dense_depth.datasets import kitti, open_dataset
 from dense_depth.geometry import in_image, invert, project, transform
 
-DATA = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 RAW = DATA / "kitti_raw"
 DRIVE = "2011_09_26_drive_0005_sync"
 POSES = DATA / "kitti_tracking" / "orbslam3_poses" / "0000.txt"

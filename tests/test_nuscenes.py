@@ -1,10 +1,9 @@
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DATA
 from pyquaternion import Quaternion
 from scipy.spatial.transform import Rotation
 
@@ -12,7 +11,6 @@ from dense_depth import InputError
 from dense_depth.datasets import open_dataset
 from dense_depth.geometry import in_image, invert, project, transform
 
-DATA = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 ONE_SAMPLE, KEYFRAME = DATA / "nuscenes_one_sample", DATA / "nuscenes_keyframe"
 real = pytest.mark.skipif(not ONE_SAMPLE.is_dir(), reason=f"needs the real sample in {ONE_SAMPLE}")
 

@@ -5,7 +5,7 @@ Arrays in them are read-only by convention. Times are int64 microseconds, length
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -236,6 +236,18 @@ def open_dataset(
 
 
 MAX_SPEED_MPS = 60.0
+
+
+def check_cameras(cameras: Sequence[str], available: Collection[str], where: Path) -> None:
+    """Raises InputError for a camera that is not there."""
+    for camera in cameras:
+        if camera not in available:
+            raise InputError(f"camera {camera}: not in {where}; there are {', '.join(sorted(available))}")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def check_intrinsics(K: np.ndarray, width: int, height: int, what: str) -> None:

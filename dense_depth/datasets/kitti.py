@@ -57,9 +57,7 @@ class KittiRawDataset:
         self._drives = {folder.name: _Drive(folder, tuple(sorted(set(cameras)))) for folder in folders}
         self._poses, self._tracks = poses, tracks
         available = set().union(*(drive.available for drive in self._drives.values()))
-        for camera in cameras:
-            if camera not in available:
-                raise InputError(f"camera {camera}: not in {dataroot}; there are {', '.join(sorted(available))}")
+        base.check_cameras(cameras, available, dataroot)
 
     @property
     def scene_names(self) -> tuple[str, ...]:
@@ -74,7 +72,7 @@ class KittiRawDataset:
         """
         for name in names:
             if name not in self._drives and name not in self.scene_names:
-                shown = ", ".join(self.scene_names[:5]) + (", ..." if len(self.scene_names) > 5 else "")
+                shown = base.some_of(self.scene_names)
                 raise InputError(f"scene {name}: not known; the {len(self.scene_names)} scenes are {shown}")
         chosen = []
         for drive_name, drive in self._drives.items():

@@ -72,9 +72,7 @@ class NuScenesDataset:
         if len(self._scene_rows) != len(self._nusc.scene):
             raise InputError(f"{self._folder / 'scene.json'}: two scenes have the same name")
         available = {row["channel"] for row in self._nusc.sample_data if row["sensor_modality"] == "camera"}
-        for camera in cameras:
-            if camera not in available:
-                raise InputError(f"camera {camera}: not in {self._folder}; there are {', '.join(sorted(available))}")
+        base.check_cameras(cameras, available, self._folder)
         self._cameras = tuple(sorted(set(cameras) or available))
         self._all_cameras = not cameras
 
@@ -95,7 +93,7 @@ class NuScenesDataset:
         selected = set() if names else set(self._scene_rows)
         for name in names:
             if name not in self._scene_rows and name not in splits:
-                shown = ", ".join(self.scene_names[:5]) + (", ..." if len(self.scene_names) > 5 else "")
+                shown = base.some_of(self.scene_names)
                 raise InputError(
                     f"scene {name}: neither a scene nor a split of {self._folder}; "
                     f"its {len(self.scene_names)} scenes are {shown}; splits are {', '.join(splits)}"
