@@ -12,7 +12,7 @@ As in nuScenes, a sample_data row between keyframes belongs to the sample that f
 from dense_depth.datasets.synthetic.config import SynthConfig
 from dense_depth.datasets.synthetic.dataset import generate
 from dense_depth.datasets.synthetic.sensors import CAMERAS, camera, cast
-from dense_depth.datasets.synthetic.truth import Truth, read_truth
+from dense_depth.datasets.synthetic.truth import Surface, Truth, read_truth
 from dense_depth.datasets.synthetic.world import World, cuboid
 
-__all__ = ["CAMERAS", "SynthConfig", "Truth", "World", "camera", "cast", "cuboid", "generate", "read_truth"]
+__all__ = ["CAMERAS", "Surface", "SynthConfig", "Truth", "World", "camera", "cast", "cuboid", "generate", "read_truth"]

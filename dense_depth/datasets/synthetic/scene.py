@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from dense_depth.datasets.synthetic.config import SynthConfig
 from dense_depth.datasets.synthetic.sensors import ELEVATIONS_DEG, SWEEP_US, SWEEPS_PER_KEYFRAME, Sensor, cast
 from dense_depth.datasets.synthetic.tables import Row, Tables, chain, pose_fields
-from dense_depth.datasets.synthetic.truth import create_truth, truth_path
+from dense_depth.datasets.synthetic.truth import Surface, create_truth, truth_path
 from dense_depth.datasets.synthetic.world import GROUND_M, ROAD_M, Actor, Street, build_world
 from dense_depth.geometry import invert, transform
 
@@ -51,6 +51,7 @@ class SceneWriter:
         tokens = {
             "sample_tokens": [sample["token"] for sample in self.samples],
             "instance_tokens": [tables.token("instance", name, actor.name) for actor in self.world.actors],
+            "classes": [actor.category.split(".")[1] for actor in self.world.actors],
         }
         self.truth = {
             sensor.channel: create_truth(truth_path(out, scene["token"], sensor.channel), shape, tokens)
@@ -125,6 +126,8 @@ class SceneWriter:
         truth["depth_m"][key] = np.where(np.isfinite(hits.distance), hits.distance, 0).reshape(shape)
         truth["moving"][key] = moving[hits.instance].reshape(shape)
         truth["instance"][key] = hits.instance.reshape(shape)
+        surface = np.where(hits.instance > 0, Surface.OBJECT, np.where(hits.surface < 0, Surface.SKY, Surface.GROUND))
+        truth["surface"][key] = surface.reshape(shape)
         image = self.world.shaded(time_s)[hits.surface, ::-1].reshape(*shape, 3)
         if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90]):
             raise OSError(f"{path}: could not be written")

@@ -1,5 +1,6 @@
 """The exact depth of every camera frame, as Zarr arrays beside the tables."""
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,23 @@ import numpy as np
 
 from dense_depth import InputError
 
-ARRAYS = {"depth_m": ("float32", np.nan), "moving": ("uint8", 255), "instance": ("uint16", 65535)}  # type, fill value
+ARRAYS = {  # type, fill value
+    "depth_m": ("float32", np.nan),
+    "instance": ("uint16", 65535),
+    "moving": ("uint8", 255),
+    "surface": ("uint8", 255),
+}
+
+
+class Surface(enum.IntEnum):
+    """What kind of thing a pixel shows."""
+
+    SKY = 0
+    GROUND = 1
+    BUILDING = 2
+    VEGETATION = 3
+    THIN = 4  # poles, signs, fences
+    OBJECT = 5  # an instance, annotated where the LiDAR hits it
 
 
 @dataclass(frozen=True)
@@ -18,16 +35,20 @@ class Truth:
     Attributes:
         sample_tokens: The keyframe of each frame.
         instance_tokens: Token of instance i at [i - 1].
+        classes: Detection class of instance i at [i - 1], "car" for example.
         depth_m: float32, z-depth through the pixel's centre at the camera's own time; 0 where there is only sky.
-        moving: uint8, 1 on objects that move at some time in the scene.
         instance: uint16, 0 for the background.
+        moving: uint8, 1 on objects that move at some time in the scene.
+        surface: uint8, ``Surface`` codes.
     """
 
     sample_tokens: tuple[str, ...]
     instance_tokens: tuple[str, ...]
+    classes: tuple[str, ...]
     depth_m: Any
-    moving: Any
     instance: Any
+    moving: Any
+    surface: Any
 
 
 def truth_path(dataroot: Path, scene_token: str, camera: str) -> Path:
@@ -51,7 +72,8 @@ def read_truth(dataroot: str | Path, scene_token: str, camera: str) -> Truth:
     for array in arrays:  # Zarr would return its fill value for a lost chunk
         if array.nchunks_initialized != array.nchunks:
             raise InputError(f"{path}: {array.nchunks - array.nchunks_initialized} frames of {array.name} are lost")
-    return Truth(tuple(group.attrs["sample_tokens"]), tuple(group.attrs["instance_tokens"]), *arrays)
+    names = [tuple(group.attrs[name]) for name in ("sample_tokens", "instance_tokens", "classes")]
+    return Truth(*names, *arrays)
 
 
 def create_truth(path: Path, shape: tuple[int, int, int], attributes: dict[str, Any]) -> dict[str, Any]:
