@@ -25,6 +25,10 @@ Key = tuple[str, str, str, str]
 QUALITY = (
     *("n_points", "static_fraction", "moving_fraction", "key_fraction", "hidden_fraction"),
     *("dropped_moving", "dropped_unknown_pose", "dropped_ego", "dropped_range", "dropped_nonfinite", "dropped_sweeps"),
+    # Against truth, over so many rows at the bottom of each label; and without the key sweep, on its pixels.
+    *("evaluated_rows", "coverage", "mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front", "on_sky"),
+    *("held_out_compared", "held_out_mae_m", "held_out_rmse_m", "held_out_abs_rel", "held_out_delta_125"),
+    *("held_out_behind", "held_out_in_front"),
 )
 SHARD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # with ".json" still a file name
 _SHA256 = re.compile(r"[0-9a-f]{64}")

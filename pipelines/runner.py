@@ -8,17 +8,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from catalog import Catalog
 from catalog.log import check_tag
 from catalog.manifest import Row, json_sha256, shard_row
 from dense_depth import InputError
 from dense_depth.storage import ShardContent, write_shard
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TRIES = 3  # of a task that raises an error; a worker that dies is retried by Ray
 
@@ -81,7 +85,7 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """What a task came to: rows of the shards it finished, and an error if it did not finish all."""
+    """What a task came to: a row, with ``shard_id``, per shard that it finished, and an error if not all."""
 
     rows: list[Row]
     error: str | None = None
@@ -139,16 +143,18 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
     report.shards_done_before = len(rows)
     report.estimated_bytes = sum(shard.estimated_bytes for shard in todo)
     for note in notes:
-        _say(f"note: {note}")
-    _say(
+        say(f"note: {note}")
+    say(
         f"{job.operation}: {len(job.shards)} shards planned, {len(rows)} done before, {len(todo)} to make: "
         f"{sum(shard.n_labels for shard in todo)} labels, about {report.estimated_bytes / 1e6:.2f} MB"
     )
     if dry_run or catalog is None:
         return report
 
-    with _progress(len(todo)) as advance:
-        for scene_shards, outcome in _outcomes(job, todo, workers):
+    # The plan stays with the driver; a worker needs the recipe and the way to make a shard.
+    work = partial(execute, replace(job, inputs={}, shards=(), load=_nothing))
+    with progress(len(todo)) as advance:
+        for scene_shards, outcome in outcomes(todo, job.load, work, workers):
             for row in outcome.rows:
                 rows[row["shard_id"]] = row
                 report.shards_made += 1
@@ -208,46 +214,64 @@ def _tasks(todo: Sequence[PlannedShard], workers: int) -> list[list[PlannedShard
 
 def execute(job: Job, loaded: Any, shards: Sequence[PlannedShard]) -> Outcome:
     """Runs in a worker: makes and publishes shards, a receipt for each."""
-    catalog = Catalog(job.store)
-    rows = []
+    return attempt(_publish(job, loaded, shards))
+
+
+def attempt(rows: Iterable[Row]) -> Outcome:
+    """Takes rows until they end, or an error ends them."""
+    done = []
     try:
-        for made in job.make(loaded, shards):
-            files = write_shard(catalog.store, made.content)
-            row = shard_row(made.content, files, job.recipe, made.quality, shard_id=made.shard_id)
-            catalog.write_receipt(job.name, made.shard_id, row)
-            rows.append(row)
+        for row in rows:
+            done.append(row)
     except InputError as error:
-        return Outcome(rows, str(error), is_input_error=True)
+        return Outcome(done, str(error), is_input_error=True)
     except Exception as error:
-        return Outcome(rows, f"{type(error).__name__}: {error}")
-    return Outcome(rows)
+        return Outcome(done, f"{type(error).__name__}: {error}")
+    return Outcome(done)
 
 
-def _outcomes(
-    job: Job, todo: Sequence[PlannedShard], workers: int | None
+def _publish(job: Job, loaded: Any, shards: Sequence[PlannedShard]) -> Iterator[Row]:
+    catalog = Catalog(job.store)
+    for made in job.make(loaded, shards):
+        files = write_shard(catalog.store, made.content)
+        row = shard_row(made.content, files, job.recipe, made.quality, shard_id=made.shard_id)
+        catalog.write_receipt(job.name, made.shard_id, row)
+        yield row
+
+
+def outcomes(
+    todo: Sequence[PlannedShard],
+    load: Callable[[str], Any],
+    work: Callable[[Any, Sequence[PlannedShard]], Outcome],
+    workers: int | None,
 ) -> Iterator[tuple[list[PlannedShard], Outcome]]:
-    """Runs tasks, at most two per worker under way; a task that fails is tried again with what it left undone."""
+    """Runs tasks, at most two per worker under way; a task that fails is tried again with what it left undone.
+
+    Args:
+        todo: The shards to work on, all of a scene or one in a task.
+        load: Called in the driver with the name of a scene; returns what ``work`` needs, small enough to send.
+        work: Called in a worker with that and the shards of a task; can be sent to it.
+        workers: As in ``run``.
+    """
     if not todo:
         return
     if workers == 0:
         queue = [(shards, 1) for shards in _tasks(todo, 0)][::-1]
         while queue:
             shards, tries = queue.pop()
-            outcome = execute(job, job.load(shards[0].scene), shards)
-            yield from _settle(queue, shards, tries, outcome)
+            yield from _settle(queue, shards, tries, work(load(shards[0].scene), shards))
         return
     ray = _start_ray(workers)
     try:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         queue = [(shards, 1) for shards in _tasks(todo, workers)][::-1]
-        remote = ray.remote(num_cpus=1, max_retries=TRIES)(execute)
-        # The plan stays with the driver; a worker needs the recipe and the way to make a shard.
-        job_ref = ray.put(replace(job, inputs={}, shards=(), load=_nothing))
+        remote = ray.remote(num_cpus=1, max_retries=TRIES)(_work)
+        work_ref = ray.put(work)
         running: dict[Any, tuple[list[PlannedShard], int]] = {}
         while queue or running:
             while queue and len(running) < 2 * workers:
                 shards, tries = queue.pop()
-                running[remote.remote(job_ref, ray.put(job.load(shards[0].scene)), shards)] = (shards, tries)
+                running[remote.remote(work_ref, ray.put(load(shards[0].scene)), shards)] = (shards, tries)
             done, _ = ray.wait(list(running), num_returns=1)
             shards, tries = running.pop(done[0])
             try:
@@ -257,6 +281,13 @@ def _outcomes(
             yield from _settle(queue, shards, tries, outcome)
     finally:
         ray.shutdown()  # ends what is still running
+
+
+def _work(
+    work: Callable[[Any, Sequence[PlannedShard]], Outcome], loaded: Any, shards: Sequence[PlannedShard]
+) -> Outcome:
+    """A function, as Ray asks for."""
+    return work(loaded, shards)
 
 
 def _nothing(scene: str) -> None:
@@ -270,7 +301,7 @@ def _settle(
     finished = {row["shard_id"] for row in outcome.rows}
     rest = [shard for shard in shards if shard.shard_id not in finished]
     if outcome.error and not outcome.is_input_error and tries < TRIES:
-        _say(f"retry {tries} of {TRIES - 1}: {shards[0].scene}: {outcome.error}")
+        say(f"retry {tries} of {TRIES - 1}: {shards[0].scene}: {outcome.error}")
         queue.append((rest, tries + 1))
         outcome = Outcome(outcome.rows)
     yield shards, outcome
@@ -297,12 +328,13 @@ def _start_ray(workers: int | None) -> Any:
     return ray
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line that shows at once, in a job log too."""
     print(line, flush=True)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
+def progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal, plain lines with an estimate of the time left elsewhere."""
     if sys.stdout.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -319,21 +351,32 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
         nonlocal done
         done += 1
         left = (time.monotonic() - started) / done * (total - done)
-        _say(f"[{done}/{total}] {name}, {left:.0f} s left")
+        say(f"[{done}/{total}] {name}, {left:.0f} s left")
 
     yield advance
 
 
-def print_report(report: Report) -> None:
-    """Prints the final table: a row per camera, over all scenes."""
-    from rich.console import Console
+def new_table(title: str, *columns: str) -> "Table":
+    """A plain table: names on the left, figures on the right."""
     from rich.table import Table
 
-    title = f"{report.operation}: {report.store} (shares in %)"
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    table.add_column("camera", no_wrap=True)
-    for name in ("scenes", "labels", "MB", "labelled", "key", "static", "moving", "hidden"):
-        table.add_column(name, justify="right")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, justify="right" if i else "left")
+    return table
+
+
+def print_table(table: "Table") -> None:
+    """A job log has no width of its own, and a cut column says nothing: better a line that wraps."""
+    from rich.console import Console
+
+    Console(width=max(Console().width, 80)).print(table)
+
+
+def print_report(report: Report) -> None:
+    """Prints the final table: a row per camera, over all scenes."""
+    columns = ("camera", "scenes", "labels", "MB", "labelled", "key", "static", "moving", "hidden")
+    table = new_table(f"{report.operation}: {report.store} (shares in %)", *columns)
     for camera in sorted({shard["camera"] for shard in report.shards}):
         shards = [shard for shard in report.shards if shard["camera"] == camera]
         labels = sum(shard["n_frames"] for shard in shards)
@@ -346,9 +389,7 @@ def print_report(report: Report) -> None:
         figures = [mean(f"{name}_fraction") for name in ("valid", "key", "static", "moving", "hidden")]
         size = f"{sum(shard['bytes'] for shard in shards) / 1e6:.2f}"
         table.add_row(camera, str(len(shards)), str(labels), size, *figures)
-    console = Console()
-    # A job log has no width of its own, and a cut column says nothing: better a line that wraps.
-    Console(width=max(console.width, 80)).print(table)
+    print_table(table)
     for name, error in report.failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     rate = report.labels_made / report.seconds if report.seconds else 0.0

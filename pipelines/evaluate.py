@@ -1,0 +1,440 @@
+"""Measures the quality of a version's labels, keeps the figures in a new version, and names it if they are good enough.
+
+Run as ``python pipelines/evaluate.py``, under ``ray job submit --working-dir .``, or by ``ray submit cluster.yaml``;
+the last copies this one file, so it imports installed packages only.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from catalog import Catalog, CommitConflict, Version
+from catalog.log import check_tag
+from catalog.manifest import Row, key
+from dense_depth import InputError
+from dense_depth.accumulation import AccumulationConfig
+from dense_depth.datasets.base import DatasetName, open_dataset
+from dense_depth.datasets.synthetic.truth import read_truth
+from dense_depth.metrics import SPLITS, DepthErrors, FrameTruth, LabelErrors
+from dense_depth.projection import VisibilityConfig
+from pipelines import accumulate
+from pipelines.measure import Plan, plan_held_out, plan_truth, read_label
+from pipelines.runner import Outcome, PlannedShard, attempt, new_table, outcomes, print_table, progress, say
+
+MEANS = ("mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front")
+COLUMNS = (  # of the printed tables: header, figure, factor, digits
+    ("labels\n%", "share", 100, 1),
+    ("with\nlabel %", "coverage", 100, 1),
+    ("com-\npared %", "compared", 100, 1),
+    ("MAE\nm", "mae_m", 1, 3),
+    ("RMSE\nm", "rmse_m", 1, 3),
+    ("AbsRel", "abs_rel", 1, 4),
+    ("<1.25\n%", "delta_125", 100, 2),
+    ("behind\n%", "behind", 100, 3),
+    ("in front\n%", "in_front", 100, 3),
+    ("on sky\n%", "on_sky", 100, 3),
+)
+TOP_CAUSES = 12  # printed; the summary has all
+REFUSED = 3  # exit status
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measures the quality of a version's labels, and keeps the figures in a new version.
+
+    With --truth labels are compared with the exact depth of a generated dataset. Without it each label of an
+    accumulation is made again without its key sweep and compared on that sweep's pixels.
+
+    Attributes:
+        store: Folder or URL of the label store.
+        ref: The version: number, tag or "latest".
+        dataset: Format of the dataset that the labels were made from.
+        dataroot: Folder of the dataset.
+        version: nuScenes: table folder, such as v1.0-mini.
+        kind: Kind of the labels.
+        truth: Compare with exact depth.
+        scenes: Names of scenes or splits; all scenes with labels if none is given.
+        cameras: Cameras; all with labels if none is given.
+        poses: kitti-raw: the file of poses that the labels were made with.
+        tracks: kitti-raw: the file of tracks that the labels were made with.
+        crop_height: Look at so many rows at the bottom of each label, as BEVDepth crops 704x396 to 256 rows.
+        max_see_through: Largest share of labels behind the surface.
+        max_ghosts: Largest share of labels in front of it.
+        min_coverage: Smallest share of the pixels that show a surface with a label.
+        tag: Name for the version that holds the figures, if these limits are kept.
+        workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
+            without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
+        summary: Write the figures as JSON to this file.
+        pictures: Draw the frames with most false labels, and an ordinary one of each camera, into this folder.
+        worst: How many frames with most false labels to draw.
+    """
+
+    store: str
+    ref: str
+    dataset: DatasetName
+    dataroot: Path
+    version: str | None = None
+    kind: str = "accumulated"
+    truth: bool = False
+    scenes: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+    poses: Path | None = None
+    tracks: Path | None = None
+    crop_height: int | None = None
+    max_see_through: float | None = None
+    max_ghosts: float | None = None
+    min_coverage: float | None = None
+    tag: str | None = None
+    workers: int | None = None
+    summary: Path | None = None
+    pictures: Path | None = None
+    worst: int = 6
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    try:
+        arguments = tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        summary = evaluate(arguments)
+    except InputError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except (OSError, CommitConflict) as error:
+        print(f"evaluate: {error}; nothing was committed", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("evaluate: interrupted; nothing was committed", file=sys.stderr)
+        return 130
+    print_summary(summary)
+    if arguments.summary:
+        arguments.summary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    if summary["failed"]:
+        return 1
+    return REFUSED if summary["refused"] else 0
+
+
+def evaluate(arguments: Arguments) -> dict[str, Any]:
+    """Measures, commits the figures, and tags the version if they pass; returns the summary.
+
+    Raises:
+        InputError: An option, the version or the dataset cannot be used; nothing is committed.
+    """
+    _check(arguments)
+    catalog = Catalog(arguments.store if "://" in arguments.store else str(Path(arguments.store).resolve()))
+    version = catalog.version(arguments.ref)
+    rows = _rows(arguments, version)
+    if arguments.truth:
+        dataset = open_dataset(
+            arguments.dataset,
+            arguments.dataroot,
+            arguments.version,
+            arguments.cameras,
+            arguments.poses,
+            arguments.tracks,
+        )
+        dataroot = arguments.dataroot.resolve()
+        plan = plan_truth(version, rows, dataset, dataroot, arguments.scenes, arguments.crop_height)
+    else:
+        plan = plan_held_out(version, rows, _made_with(arguments, rows, _made_by(catalog, rows).recipe))
+    for note in plan.notes:
+        say(f"note: {note}")
+    reference = "truth" if arguments.truth else "the held-out key sweep"
+    n_labels = sum(shard.n_labels for shard in plan.shards)
+    say(f"evaluate: version {version.number}, {n_labels} {arguments.kind} labels against {reference}")
+
+    measured: dict[str, Row] = {}
+    failed: dict[str, str] = {}
+    with progress(len(plan.shards)) as advance:
+        work = partial(_measure, plan.measure)
+        for shards, outcome in outcomes(plan.shards, plan.load, work, arguments.workers):
+            for row in outcome.rows:
+                measured[row["shard_id"]] = row
+                advance(f"{plan.rows[row['shard_id']]['scene_token']} {plan.rows[row['shard_id']]['camera']}")
+            if outcome.is_input_error:
+                raise InputError(str(outcome.error))
+            for shard in shards if outcome.error else ():
+                if shard.shard_id not in measured:
+                    failed[f"{shard.scene} {shard.camera}"] = str(outcome.error)
+
+    summary: dict[str, Any] = {
+        "operation": "evaluate",
+        "store": arguments.store,
+        "evaluated": version.number,
+        "kind": arguments.kind,
+        "reference": reference,
+        "crop_height": arguments.crop_height,
+        "shards": len(plan.shards),
+        "labels": n_labels,
+        "version": None,
+        "manifest": None,
+        "tag": None,
+        "refused": [],
+        "failed": failed,
+        "notes": list(plan.notes),
+    }
+    if failed:
+        return summary
+    # In the order of the plan, whatever the order of the workers: sums of floats depend on it.
+    errors = {shard.shard_id: measured[shard.shard_id]["errors"] for shard in plan.shards}
+    summary |= _known(_figures(list(errors.values()), [shard.camera for shard in plan.shards]))
+    if arguments.pictures:
+        summary["pictures"] = draw_pictures(arguments, version, plan, measured)
+    quality = {
+        shard_id: _quality(figures, arguments.crop_height or plan.rows[shard_id]["height"])
+        for shard_id, figures in errors.items()
+    }
+    _record(catalog, version, plan.rows, quality, summary)
+    summary["refused"] = refusals(arguments, summary["all"])
+    if arguments.tag and not summary["refused"]:
+        catalog.tag(arguments.tag, summary["version"])
+        summary["tag"] = arguments.tag
+    return summary
+
+
+def _check(arguments: Arguments) -> None:
+    """Refuses options that make no sense, before any work."""
+    if arguments.workers is not None and arguments.workers < 0:
+        raise InputError(f"--workers {arguments.workers}: must be zero or more")
+    for name in ("crop_height", "worst"):
+        if (value := getattr(arguments, name)) is not None and value < (name == "crop_height"):
+            raise InputError(f"--{name.replace('_', '-')} {value}: is too small")
+    for name in ("max_see_through", "max_ghosts", "min_coverage"):
+        if (limit := getattr(arguments, name)) is not None and not 0 <= limit <= 1:
+            raise InputError(f"--{name.replace('_', '-')} {limit}: is a share, from 0 to 1")
+    for name in ("crop_height", "min_coverage", "pictures"):
+        if getattr(arguments, name) is not None and not arguments.truth:
+            raise InputError(f"--{name.replace('_', '-')}: only with --truth")
+    if arguments.pictures and arguments.pictures.exists() and not arguments.pictures.is_dir():
+        raise InputError(f"--pictures {arguments.pictures}: is not a folder")
+    if arguments.summary and not arguments.summary.parent.is_dir():
+        raise InputError(f"--summary {arguments.summary}: there is no such folder")
+    if arguments.tag:
+        check_tag(arguments.tag)
+
+
+def _rows(arguments: Arguments, version: Version) -> list[Row]:
+    """The rows of the version that the arguments ask for, of all scenes."""
+    rows = [row for row in version.rows() if (row["kind"], row["dataset"]) == (arguments.kind, arguments.dataset)]
+    if not rows:
+        has = sorted({f"{row['kind']} ({row['dataset']})" for row in version.rows()})
+        wanted = f"{arguments.kind} ({arguments.dataset})"
+        raise InputError(f"version {version.number}: no labels of kind {wanted}; it has {', '.join(has) or 'none'}")
+    if arguments.cameras and not (rows := [row for row in rows if row["camera"] in arguments.cameras]):
+        raise InputError(f"version {version.number}: no {arguments.kind} labels of {', '.join(arguments.cameras)}")
+    return rows
+
+
+def _measure(
+    measure: Callable[[Any, Sequence[PlannedShard]], Iterator[Row]], loaded: Any, shards: Sequence[PlannedShard]
+) -> Outcome:
+    return attempt(measure(loaded, shards))
+
+
+def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]) -> accumulate.Arguments:
+    """The arguments that would make the labels again."""
+    if arguments.kind != "accumulated":
+        raise InputError(f"--kind {arguments.kind}: without --truth only accumulated labels can be measured")
+    if len({row["recipe_hash"] for row in rows}) > 1:
+        raise InputError(f"version {arguments.ref}: its {arguments.kind} labels have several recipes; use --truth")
+    shared = ("dataset", "dataroot", "store", "version", "scenes", "cameras", "poses", "tracks")
+    try:
+        return accumulate.Arguments(
+            **{name: getattr(arguments, name) for name in shared},
+            scale=recipe["scale"],
+            accumulation=AccumulationConfig(**recipe["accumulation"]),
+            visibility=VisibilityConfig(**recipe["visibility"]),
+            min_sweeps=recipe["min_sweeps"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"version {arguments.ref}: its recipe is not of this program: {error}") from error
+
+
+def _figures(errors: Sequence[LabelErrors | DepthErrors], cameras: Sequence[str]) -> dict[str, Any]:
+    """Figures over all shards, by camera, and, against truth, by everything else."""
+
+    def total(chosen: Sequence[LabelErrors | DepthErrors]) -> Any:
+        return sum(chosen[1:], start=chosen[0])
+
+    overall = total(errors)
+    figures = {"all": {"share": 1.0} | overall.means(), "cameras": {}}
+    for camera in sorted({*cameras}):
+        means = total([e for e, of in zip(errors, cameras) if of == camera]).means()
+        figures["cameras"][camera] = {"share": means["n"] / (figures["all"]["n"] or math.nan)} | means
+    if isinstance(overall, LabelErrors):
+        figures |= {name: overall.split(name) for name in SPLITS} | {"causes": overall.causes()}
+    return figures
+
+
+def _known(figures: Any) -> Any:
+    """NaN, where there was nothing to compare, as None: JSON and manifests have no NaN."""
+    if isinstance(figures, dict):
+        return {name: _known(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
+
+
+def _quality(errors: LabelErrors | DepthErrors, n_rows: int) -> dict[str, float | None]:
+    """The figures of a manifest row."""
+    figures = _known(errors.means())
+    if isinstance(errors, LabelErrors):
+        return {"evaluated_rows": float(n_rows)} | {name: figures[name] for name in ("coverage", *MEANS, "on_sky")}
+    return {f"held_out_{name}": figures[name] for name in ("compared", *MEANS)}
+
+
+def _made_by(catalog: Catalog, rows: Sequence[Row]) -> Version:
+    """The newest version with a recipe of these rows."""
+    hashes = {row["recipe_hash"] for row in rows}
+    return next(version for version in reversed(catalog.versions()) if version.recipe_hash in hashes)
+
+
+def _record(
+    catalog: Catalog,
+    version: Version,
+    rows: dict[str, Row],
+    quality: dict[str, dict[str, float | None]],
+    summary: dict[str, Any],
+) -> None:
+    """Commits the figures with the shards that the latest version still has; the recipe is that of the labels."""
+    latest = {key(row): row for row in catalog.version("latest").rows()}
+    current = []
+    for shard_id, row in rows.items():
+        now = latest.get(key(row))
+        if now and now["sha256"] == row["sha256"]:
+            current.append(now | {"quality": now["quality"] | quality[shard_id]})
+    if len(current) < len(rows):
+        summary["notes"].append(
+            f"{len(rows) - len(current)} of the {len(rows)} shards are not in the latest version: nothing recorded"
+        )
+        say(f"note: {summary['notes'][-1]}")
+        summary["version"], summary["manifest"] = version.number, version.manifest
+        return
+    made_by = _made_by(catalog, list(rows.values()))
+    told = ("evaluated", "kind", "reference", "crop_height", "shards", "labels", "all")
+    committed = catalog.commit(
+        current,
+        operation="evaluate",
+        recipe=made_by.recipe,
+        inputs=made_by.inputs,
+        summary={name: summary[name] for name in told},
+    )
+    summary["version"], summary["manifest"] = committed.number, committed.manifest
+
+
+def refusals(arguments: Arguments, figures: dict[str, Any]) -> list[str]:
+    """The limits that the figures break, one line each; a figure that is not known keeps none."""
+    limits = [
+        ("see-through", figures["behind"], "--max-see-through", arguments.max_see_through, 1),
+        ("ghosts", figures["in_front"], "--max-ghosts", arguments.max_ghosts, 1),
+        ("coverage", figures.get("coverage"), "--min-coverage", arguments.min_coverage, -1),
+    ]
+    return [
+        f"{name} {'not known' if figure is None else f'{100 * figure:.3f} %'}, {option} is {100 * limit:g} %"
+        for name, figure, option, limit, sign in limits
+        if limit is not None and (figure is None or sign * figure > sign * limit)
+    ]
+
+
+def draw_pictures(arguments: Arguments, version: Version, plan: Plan, measured: dict[str, Row]) -> list[str]:
+    """Draws the frames with most false labels, and of each camera the one with the median number; returns the files."""
+    import cv2
+
+    from dense_depth.pictures import panels
+
+    assert arguments.pictures
+    frames = sorted(
+        (-n_false, shard.scene, shard.camera, token)
+        for shard in plan.shards
+        for token, n_false in measured[shard.shard_id]["false_labels"].items()
+    )
+    chosen = {f"worst-{i:02d}": frame for i, frame in enumerate(frames[: arguments.worst], start=1) if frame[0]}
+    for camera in sorted({shard.camera for shard in plan.shards}):
+        of_camera = [frame for frame in frames if frame[2] == camera]
+        chosen[f"ordinary-{camera}"] = of_camera[len(of_camera) // 2]
+    arguments.pictures.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (_, scene_name, camera, token) in chosen.items():
+        scene = plan.load(scene_name)
+        frame = next(frame for frame in scene.frames_of(camera) if frame.sample_token == token)
+        image = cv2.imread(str(frame.path)) if frame.path.is_file() else None
+        if image is None or image.shape[:2] != (frame.height, frame.width):
+            raise InputError(f"{frame.path}: no image of {frame.width}x{frame.height} pixels")
+        truth = read_truth(arguments.dataroot, scene.token, camera)
+        title = f"{scene_name} {camera} {token[:12]}"
+        picture = panels(
+            image,
+            read_label(version, arguments.kind, frame).depth_m,
+            FrameTruth.read(truth, token).depth_m,
+            title,
+            arguments.crop_height,
+        )
+        paths.append(f"{name}.png")
+        if not cv2.imwrite(str(arguments.pictures / paths[-1]), picture):
+            raise OSError(f"{arguments.pictures / paths[-1]}: cannot be written")
+    return paths
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints the figures as tables, and what became of them."""
+    for name, error in summary["failed"].items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if summary["failed"]:
+        print("no version committed")
+        return
+    rows = f", bottom {summary['crop_height']} rows" if summary["crop_height"] else ""
+    title = (
+        f"version {summary['evaluated']}: {summary['labels']} {summary['kind']} labels against {summary['reference']}"
+    )
+    _print_means(title + rows, "camera", summary["cameras"] | {"all": summary["all"]})
+    if summary["reference"] == "truth":
+        figures, centre = summary["all"], summary["all"]["at_centre"]
+        cells = figures["coverage_cells"]
+        print(f"labelled: {_percent(figures['labelled'])} % of all pixels")
+        print(f"          {_percent(figures['coverage'])} % of the pixels that show a surface")
+        print(
+            f"          {', '.join(map(_percent, cells.values()))} % of the cells of {', '.join(cells)} pixels that do"
+        )
+        strict = (
+            f"{_percent(centre[name], 3)} % {name.replace('_', ' ')}" for name in ("behind", "in_front", "on_sky")
+        )
+        print(f"by pixel centres alone: {', '.join(strict)}\n")
+        for name in SPLITS:
+            _print_means(f"by {name}", name, summary[name])
+        table = new_table("false labels by cause", "class", "place", "source", "behind", "in front", "share %")
+        for cause in summary["causes"][:TOP_CAUSES]:
+            names = (cause[name] for name in ("class", "place", "source"))
+            table.add_row(*names, str(cause["behind"]), str(cause["in_front"]), _percent(cause["share"]))
+        print_table(table)
+        print()
+    for line in summary["refused"]:
+        print(f"evaluate: refused: {line}", file=sys.stderr)
+    if summary.get("pictures"):
+        print(f"{len(summary['pictures'])} pictures")
+    tag = f", tag {summary['tag']}" if summary["tag"] else ""
+    print(f"version {summary['version']}{tag}, manifest {summary['manifest']}")
+
+
+def _print_means(title: str, name: str, groups: dict[str, dict[str, Any]]) -> None:
+    columns = [column for column in COLUMNS if any(column[1] in group for group in groups.values())]
+    table = new_table(title, name, *(header for header, *_ in columns))
+    for group, figures in groups.items():
+        values = ((figures.get(figure), scale, digits) for _, figure, scale, digits in columns)
+        table.add_row(group, *("" if value is None else f"{scale * value:.{n}f}" for value, scale, n in values))
+    print_table(table)
+    print()
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f}"
+
+
+if __name__ == "__main__":
+    # The installed module, so that workers import its classes by name.
+    from pipelines.evaluate import main as installed_main
+
+    sys.exit(installed_main())
