@@ -35,7 +35,7 @@ CONFIG = AccumulationConfig(past_s=1.0, future_s=0.0, dynamics="none", ego_crop_
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
-        generate(root, SynthConfig(keyframes=KEYFRAMES + 3))
+        generate(root, SynthConfig(scenes=1, keyframes=KEYFRAMES + 3))
         scene = next(iter(open_dataset("nuscenes", root, "v1.0-synth").scenes()))
         compare(root, scene)
 

@@ -32,7 +32,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
-        generate(root, SynthConfig(keyframes=KEYFRAMES))
+        generate(root, SynthConfig(scenes=1, keyframes=KEYFRAMES))
         timed(root, folder, "warm-up", 2, workers=0)
         before = timed(root, folder, "serial, before", SCENES // 4, workers=0)
         with_ray = timed(root, folder, f"ray, {cores} workers", SCENES, workers=cores)

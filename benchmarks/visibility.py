@@ -1,4 +1,6 @@
-"""Which visibility test: see-through labels removed against true labels kept, on exact depth of a generated dataset.
+"""Which window, visibility test and treatment of moving objects: labels against the exact depth of a generated city.
+
+Visibility tests:
 
 - none: every point that wins its pixel.
 - window minimum: a point is dropped if the nearest one in a window around it is nearer by the margins (the usual test).
@@ -6,12 +8,19 @@
   dropped if the mesh hides it.
 - quadrants: ours (see ``VisibilityConfig``).
 
-"kept" counts labels within max(0.5 m, 5 %) of the truth, relative to no test; "behind" are labels beyond that.
+"kept" are right labels (off by at most max(0.5 m, 5 %) from a surface seen in their pixel) relative to those without
+a test; "behind" and "in front" are shares of all labels that are off by more; "coverage" is that of the pixels that
+show a surface, "x" how many times the key sweep's alone; "trails" are labels in front of the true surface, per
+million, that lie where a moving object is at some time of the window.
+
+    python benchmarks/visibility.py [DATAROOT [SCALE ...]] > benchmarks/visibility.txt
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -19,77 +28,164 @@ import numpy as np
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud, read_sweep
 from dense_depth.datasets import open_dataset
+from dense_depth.datasets.base import CameraFrame, Scene, boxes_at
 from dense_depth.datasets.synthetic import SynthConfig, generate, read_truth
-from dense_depth.geometry import invert, transform
-from dense_depth.metrics import DepthErrors
+from dense_depth.geometry import invert, transform, unproject
+from dense_depth.metrics import FrameTruth, LabelErrors, Verdict, judge, reference_depth
 from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
 from dense_depth.storage import dequantise
 
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK")
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK_RIGHT", "CAM_BACK")
 MARGIN_M, MARGIN_RATIO = 0.3, 0.05
 UNTESTED = VisibilityConfig(visibility="none")
+ONE_SWEEP = AccumulationConfig(past_s=0.0, future_s=0.0, dynamics="none")
+Test = VisibilityConfig | Callable[..., np.ndarray]
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "data"
-        if not root.exists():
-            generate(root, SynthConfig(scenes=2, keyframes=6))
-        for scale in (1.0, 0.44):
-            compare(root, scale)
+@dataclasses.dataclass
+class Candidate:
+    """A way to make labels, and how its labels turned out."""
+
+    name: str
+    accumulation: AccumulationConfig
+    test: Test
+    errors: LabelErrors = dataclasses.field(default_factory=LabelErrors.none)
+    trails: int = 0
+    seconds: float = 0.0
+
+    @property
+    def right(self) -> float:
+        """Labels that are right."""
+        mean = self.errors.figures()
+        return mean["n"] * (1 - mean["behind"] - mean["in_front"])
 
 
-def compare(root: Path, scale: float) -> None:
-    tests = {"none": None, "key surface": key_surface}
+def candidates() -> dict[str, list[Candidate]]:
+    default = AccumulationConfig()
+    tests: dict[str, Test] = {"none": UNTESTED, "key surface": key_surface}
     for height, width in ((3, 3), (7, 5), (11, 7)):  # at 256x704, as usually given; grown with the image
         tests[f"window minimum {height}x{width}"] = window_minimum(height, width)
     for quadrants, width, height in ((3, 0.3, 0.6), (3, 0.6, 0.6), (4, 0.6, 0.6), (4, 0.6, 1.2), (4, 1.2, 1.2)):
-        config = VisibilityConfig(min_quadrants=quadrants, width_deg=width, height_deg=height)
-        tests[f"quadrants {quadrants}, {width}x{height} deg"] = config
-    errors = {name: DepthErrors() for name in tests}
-    true = dict.fromkeys(tests, 0)
-    seconds = dict.fromkeys(tests, 0.0)
-    size = n_labels = 0
+        tests[f"quadrants {quadrants}, {width}x{height} deg"] = VisibilityConfig(
+            min_quadrants=quadrants, width_deg=width, height_deg=height
+        )
+    windows = {"key sweep alone": ONE_SWEEP}
+    for past_s, future_s in ((0.25, 0.25), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)):
+        windows[f"{past_s} s before, {future_s} s after"] = AccumulationConfig(past_s=past_s, future_s=future_s)
+    dynamics = {name: dataclasses.replace(default, dynamics=name) for name in ("none", "drop", "boxes")}
+    return {
+        "visibility test, default window": [Candidate(name, default, test) for name, test in tests.items()],
+        "window, default test": [Candidate(name, window, VisibilityConfig()) for name, window in windows.items()],
+        "moving objects, default window and test": [
+            Candidate(name, config, VisibilityConfig()) for name, config in dynamics.items()
+        ],
+    }
+
+
+def main() -> None:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    scales = [float(scale) for scale in sys.argv[2:]] or [0.44, 1.0]
+    with tempfile.TemporaryDirectory() as folder:
+        if root is None:
+            root = Path(folder) / "data"
+            generate(root, SynthConfig(scenes=4, keyframes=12))
+        for scale in scales:
+            groups = candidates()
+            crop_height = 256 if scale == 0.44 else None  # BEVDepth cuts 704x396 to its lower 704x256
+            size, n_labels = measure(root, [c for group in groups.values() for c in group], scale, crop_height)
+            print(f"# {n_labels} labels of {size}\n")
+            one_sweep = next(c for c in groups["window, default test"] if c.accumulation is ONE_SWEEP)
+            for title, group in groups.items():
+                print_group(title, group, one_sweep, n_labels)
+            print_causes(groups["moving objects, default window and test"][-1])
+
+
+def measure(root: Path, found: list[Candidate], scale: float, crop_height: int | None) -> tuple[str, int]:
+    """Adds every label that the candidates make."""
+    n_labels, size = 0, ""
+    accumulations = list(dict.fromkeys(candidate.accumulation for candidate in found))
+    for scene, frames, truths in labelled(root):
+        clouds = {config: SceneCloud(scene, frames, config) for config in accumulations}
+        for frame in frames:
+            truth = FrameTruth.read(truths[frame.camera], frame.sample_token)
+            height, width, K = label_camera(frame, scale)
+            n_labels, size = n_labels + 1, f"{width}x{crop_height or height}"
+            keys = new_keys(height, width)
+            depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
+            for candidate in found:
+                cloud = clouds[candidate.accumulation]
+                config = candidate.test if isinstance(candidate.test, VisibilityConfig) else UNTESTED
+                started = time.perf_counter()
+                render_label(cloud, frame, K, config, keys, depth, source)
+                depth_m = dequantise(depth)
+                if not isinstance(candidate.test, VisibilityConfig):
+                    depth_m = candidate.test(depth_m, cloud, scene, frame, K)
+                candidate.seconds += time.perf_counter() - started
+                candidate.errors.add(depth_m, source, truth, crop_height)
+                verdict = judge(depth_m, reference_depth(depth_m, truth.depth_m))
+                verdict[: height - (crop_height or height)] = Verdict.NONE
+                candidate.trails += trails(verdict, depth_m, scene, frame, K, candidate.accumulation)
+    return size, n_labels
+
+
+def labelled(root: Path) -> Iterator[tuple[Scene, list[CameraFrame], dict]]:
+    """Scenes, and the frames in the middle of each that are labelled here: the window ends for none of them."""
     for scene in open_dataset("nuscenes", root, "v1.0-synth").scenes():
-        for camera in CAMERAS:
-            frames = scene.frames_of(camera)[1:-1:2]
-            cloud = SceneCloud(scene, frames, AccumulationConfig())
-            truths = read_truth(root, scene.token, camera)
-            for frame in frames:
-                truth = at_scale(np.asarray(truths.depth_m[truths.sample_tokens.index(frame.sample_token)]), scale)
-                height, width, K = label_camera(frame, scale)
-                n_labels, size = n_labels + 1, f"{width}x{height}"
-                keys = new_keys(height, width)
-                depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
-                for name, test in tests.items():
-                    config = test if isinstance(test, VisibilityConfig) else UNTESTED
-                    started = time.perf_counter()
-                    render_label(cloud, frame, K, config, keys, depth, source)
-                    depth_m = dequantise(depth)
-                    if callable(test):
-                        depth_m = test(depth_m, cloud, scene, frame, K)
-                    seconds[name] += time.perf_counter() - started
-                    errors[name].add(depth_m, truth)
-                    close = np.abs(depth_m - truth) <= np.maximum(0.5, 0.05 * truth)
-                    true[name] += int((close & (depth_m > 0) & (truth > 0)).sum())
-    print(f"{n_labels} labels of {size}, {AccumulationConfig().past_s:.0f} s before and after")
-    print("test                        true kept %  behind %  in front %   MAE m  RMSE m  extra ms per label")
-    for name in tests:
-        mean = errors[name].means()
-        extra = 1e3 * (seconds[name] - seconds["none"]) / n_labels
+        frames = [frame for camera in CAMERAS for frame in scene.frames_of(camera)[2:-2:2]]
+        yield scene, frames, {camera: read_truth(root, scene.token, camera) for camera in CAMERAS}
+
+
+def trails(
+    verdict: np.ndarray,
+    depth_m: np.ndarray,
+    scene: Scene,
+    frame: CameraFrame,
+    K: np.ndarray,
+    config: AccumulationConfig,
+    margin_m: float = 0.3,
+) -> int:
+    """How many labels in front of the true surface lie where a moving object is at some time of the window."""
+    v, u = np.nonzero(verdict == Verdict.IN_FRONT)
+    points = transform(frame.world_SE3_cam, unproject(K, np.column_stack([u, v]), depth_m[v, u]))
+    within = np.zeros(len(points), bool)
+    for sweep in scene.sweeps:
+        if -1e6 * config.past_s <= sweep.timestamp_us - frame.timestamp_us <= 1e6 * config.future_s:
+            tracks = [track for track in scene.tracks if track.travel_m > config.moving_above_m]
+            for box in boxes_at(tracks, sweep.timestamp_us, config.extrapolate_s):
+                if box is None:
+                    continue
+                in_box = np.abs(transform(invert(box.world_SE3_box), points)) <= box.size_lwh_m / 2 + margin_m
+                within |= in_box.all(axis=1)
+    return int(within.sum())
+
+
+def print_group(title: str, group: list[Candidate], one_sweep: Candidate, n_labels: int) -> None:
+    print(
+        f"{title:40s}  kept %  behind %  in front %  behind, in front by the pixel's centre %"
+        "  MAE m  RMSE m  coverage %     x  cells 16, 8, 4 %  trails  ms"
+    )
+    base = one_sweep.errors.figures()["coverage"]
+    untested = next((c.right for c in group if c.name == "none"), np.nan)
+    for candidate in group:
+        mean = candidate.errors.figures()
+        cells, centre = mean["coverage_cells"], mean["at_centre"]
         print(
-            f"{name:27s} {100 * true[name] / true['none']:11.2f} {100 * mean['behind']:9.3f} "
-            f"{100 * mean['in_front']:11.3f} {mean['mae_m']:7.3f} {mean['rmse_m']:7.3f} {extra:19.1f}"
+            f"{candidate.name:40s} {100 * candidate.right / untested:7.2f} {100 * mean['behind']:9.3f} "
+            f"{100 * mean['in_front']:11.3f} {100 * centre['behind']:20.3f} {100 * centre['in_front']:20.3f} "
+            f"{mean['mae_m']:6.3f} {mean['rmse_m']:7.3f} {100 * mean['coverage']:11.2f} {mean['coverage'] / base:5.1f} "
+            f"{100 * cells['16']:6.1f} {100 * cells['8']:4.1f} {100 * cells['4']:4.1f} "
+            f"{1e6 * candidate.trails / mean['n']:7.0f} {1e3 * candidate.seconds / n_labels:3.0f}"
         )
     print()
 
 
-def at_scale(truth, scale):
-    """Truth at the pixel centres of a smaller image: the nearest native pixel."""
-    height, width = (round(side * scale) for side in truth.shape)
-    rows = np.round((np.arange(height) + 0.5) * truth.shape[0] / height - 0.5).astype(int)
-    columns = np.round((np.arange(width) + 0.5) * truth.shape[1] / width - 0.5).astype(int)
-    return truth[np.ix_(np.clip(rows, 0, None), np.clip(columns, 0, None))]
+def print_causes(candidate: Candidate) -> None:
+    """What remains of false labels."""
+    print("what remains: class seen in the pixel, place, source   behind  in front  share of all false labels %")
+    for cause in candidate.errors.causes()[:14]:
+        name = f"{cause['class']}, {cause['place']}, {cause['source']}"
+        print(f"{name:55s} {cause['behind']:5d} {cause['in_front']:9d} {100 * cause['share']:27.1f}")
+    print()
 
 
 def window_minimum(rows: int, columns: int):
@@ -99,7 +195,7 @@ def window_minimum(rows: int, columns: int):
         grow = depth_m.shape[1] / 704
         kernel = np.ones((2 * round((rows // 2) * grow) + 1, 2 * round((columns // 2) * grow) + 1), np.uint8)
         nearest = cv2.erode(np.where(depth_m > 0, depth_m, 1e6).astype(np.float32), kernel, borderValue=1e6)
-        return np.where(depth_m <= (1 + MARGIN_RATIO) * nearest + MARGIN_M, depth_m, 0)
+        return np.where(depth_m <= (1 + MARGIN_RATIO) * nearest + MARGIN_M, depth_m, 0).astype(np.float32)
 
     return test
 

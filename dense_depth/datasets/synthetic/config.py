@@ -1,13 +1,20 @@
 """The options of a generated dataset."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from dense_depth import InputError
+from dense_depth.datasets.synthetic.faults import Faults
 
 VERSION = re.compile(r"(?!(samples|sweeps|maps|truth)$)[\w.-]*\w")
 LEAST = {"scenes": 1, "keyframes": 1, "seed": 0, "image_width": 16, "image_height": 9, "lidar_azimuths": 1}
 LEAST |= {"lidar_noise_m": 0, "lidar_range_m": 1}
+LEAST |= {field.name: 0 for field in dataclasses.fields(Faults) if field.name != "clock_offset_ms"}
+MOST = {"lidar_azimuths": 100_000, "missing_sweeps": 1, "clock_offset_ms": 1000, "calibration_error_deg": 90}
 
 
 @dataclass(frozen=True)
@@ -16,9 +23,9 @@ class SynthConfig:
 
     version: str = "v1.0-synth"
     """Name of the table folder."""
-    scenes: int = 1
+    scenes: int = 4
     """Number of scenes, each in its own street."""
-    keyframes: int = 8
+    keyframes: int = 20
     """Annotated instants per scene, two a second."""
     seed: int = 0
     """The same seed and options give the same bytes."""
@@ -32,6 +39,10 @@ class SynthConfig:
     """Standard deviation of a LiDAR range."""
     lidar_range_m: float = 70.0
     """Longest LiDAR range."""
+    lidar_distortion: bool = False
+    """The vehicle and all else move during a revolution, and the points are not corrected for it."""
+    faults: Annotated[Faults, tyro.conf.OmitArgPrefixes] = Faults()  # noqa: RUF009  it is frozen
+    """What the tables say wrongly."""
 
     def check(self) -> None:
         """Refuses options that cannot be generated.
@@ -39,8 +50,14 @@ class SynthConfig:
         Raises:
             InputError: An option is out of range.
         """
-        for field, least in LEAST.items():
-            if not getattr(self, field) >= least:  # NaN, too
-                raise InputError(f"--{field.replace('_', '-')} {getattr(self, field)}: must be at least {least}")
+        values = vars(self) | vars(self.faults)
+        for field, value in values.items():
+            option = f"--{field.replace('_', '-')} {value}"
+            if field in LEAST and not value >= LEAST[field]:  # NaN, too
+                raise InputError(f"{option}: must be at least {LEAST[field]}")
+            if field in MOST and not abs(value) <= MOST[field]:
+                raise InputError(f"{option}: must be at most {MOST[field]}")
+            if isinstance(value, float) and not abs(value) < 1e6:
+                raise InputError(f"{option}: must be a plain number")
         if not VERSION.fullmatch(self.version):
             raise InputError(f"--version {self.version!r}: must be a plain folder name, such as v1.0-synth")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from dense_depth import InputError
 from dense_depth.datasets.synthetic.config import VERSION, SynthConfig
-from dense_depth.datasets.synthetic.scene import SceneWriter
-from dense_depth.datasets.synthetic.sensors import CAMERAS, LIDAR, camera, lidar
+from dense_depth.datasets.synthetic.scene import CLASSES, SceneWriter
+from dense_depth.datasets.synthetic.sensors import CAMERAS, LIDAR, Lidar, camera
 from dense_depth.datasets.synthetic.tables import Tables
 
-CATEGORIES = ("human.pedestrian.adult", "vehicle.car")
-ATTRIBUTES = ("vehicle.moving", "vehicle.stopped", "vehicle.parked", "pedestrian.moving", "pedestrian.standing")
+ATTRIBUTES = (
+    *("vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider"),
+    *("pedestrian.moving", "pedestrian.standing", "pedestrian.sitting_lying_down"),
+)
 VISIBILITY = {"1": "v0-40", "2": "v40-60", "3": "v60-80", "4": "v80-100"}
 MARKER = "synthetic.json"  # in the root of a generated dataset: its config, and the permission to replace it
 
@@ -57,18 +59,17 @@ def generate(out: Path, config: SynthConfig, on_keyframe: Callable[[], None] = l
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
 
     tables = Tables(config.seed)
-    for index, name in enumerate(CATEGORIES, start=1):
+    for index, name in enumerate(CLASSES, start=1):
         tables.add("category", name, name=name, description="", index=index)
     for name in ATTRIBUTES:
         tables.add("attribute", name, name=name, description="")
     tables.rows["visibility"] = [{"token": key, "level": name, "description": ""} for key, name in VISIBILITY.items()]
-    rig = [lidar(config.lidar_azimuths)]
-    rig += [camera(channel, config.image_width, config.image_height) for channel in CAMERAS]
-    for sensor in rig:
-        modality = "lidar" if sensor.K is None else "camera"
-        tables.add("sensor", sensor.channel, channel=sensor.channel, modality=modality)
+    for channel in (LIDAR, *CAMERAS):
+        tables.add("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
+    lidar = Lidar(config.lidar_azimuths, config.lidar_noise_m, config.lidar_range_m, config.lidar_distortion)
+    cameras = [camera(channel, config.image_width, config.image_height) for channel in CAMERAS]
     for index in range(config.scenes):
-        scene = SceneWriter(out, config, index, tables, rig)
+        scene = SceneWriter(out, config, index, tables, lidar, cameras)
         for key in range(config.keyframes):
             scene.keyframe(key)
             on_keyframe()

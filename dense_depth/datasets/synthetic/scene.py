@@ -8,26 +8,53 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dense_depth.datasets.synthetic.config import SynthConfig
-from dense_depth.datasets.synthetic.sensors import ELEVATIONS_DEG, SWEEP_US, SWEEPS_PER_KEYFRAME, Sensor, cast
+from dense_depth.datasets.synthetic.faults import recorded_mount, recorded_pose
+from dense_depth.datasets.synthetic.sensors import (
+    LIDAR,
+    SWEEP_US,
+    SWEEPS_PER_KEYFRAME,
+    Camera,
+    Lidar,
+    expose,
+    scan,
+)
+from dense_depth.datasets.synthetic.street import CROSSING_ROAD_M, GROUND_M, ROAD_M, Street
 from dense_depth.datasets.synthetic.tables import Row, Tables, chain, pose_fields
-from dense_depth.datasets.synthetic.truth import Surface, create_truth, truth_path
-from dense_depth.datasets.synthetic.world import GROUND_M, ROAD_M, Actor, Street, build_world
-from dense_depth.geometry import invert, transform
+from dense_depth.datasets.synthetic.traffic import Actor
+from dense_depth.datasets.synthetic.truth import create_truth, rounded, truth_path
+from dense_depth.datasets.synthetic.world import build_world
+from dense_depth.geometry import SE3, invert, transform
 
 START_US, SCENE_US, KEYFRAME_US = 1_600_000_000_000_000, 3_600_000_000, SWEEPS_PER_KEYFRAME * SWEEP_US
+CLASSES = {  # nuScenes category to detection class
+    "human.pedestrian.adult": "pedestrian",
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
 
 
 class SceneWriter:
     """Generates one scene, keyframe by keyframe: adds its rows to the tables and writes its files."""
 
-    def __init__(self, out: Path, config: SynthConfig, index: int, tables: Tables, rig: list[Sensor]) -> None:
-        """Adds what is known at the start and creates the truth; the rig is the LiDAR and then the cameras."""
+    def __init__(
+        self, out: Path, config: SynthConfig, index: int, tables: Tables, lidar: Lidar, cameras: list[Camera]
+    ) -> None:
+        """Adds what is known at the start and creates the truth."""
         self.out, self.config, self.index, self.tables = out, config, index, tables
-        self.lidar, *self.cameras = rig
+        self.lidar, self.cameras = lidar, cameras
+        self.seed = (config.seed, index)
         self.name = name = f"synth-{index:04d}"
         self.start_us = START_US + index * SCENE_US
-        self.world = build_world((config.keyframes - 1) / 2, np.random.default_rng([config.seed, index]))
-        self.data: dict[str, list[Row]] = {sensor.channel: [] for sensor in rig}
+        self.world = build_world((config.keyframes - 1) / 2, np.random.default_rng(self.seed))
+        channels = [LIDAR, *(camera.channel for camera in cameras)]
+        self.data: dict[str, list[Row]] = {channel: [] for channel in channels}
         self.boxes: dict[str, list[Row]] = {actor.name: [] for actor in self.world.actors}  # one per keyframe
 
         log = tables.add("log", name, logfile=name, vehicle="synth", date_captured="2020-09-13", location=name)
@@ -42,110 +69,128 @@ class SceneWriter:
         chain(self.samples)
         first, last = self.samples[0]["token"], self.samples[-1]["token"]
         scene.update(nbr_samples=len(self.samples), first_sample_token=first, last_sample_token=last)
-        for sensor in rig:
-            mount = {"sensor_token": tables.token("sensor", sensor.channel), **pose_fields(sensor.ego_SE3_sensor)}
-            K = [] if sensor.K is None else sensor.K.tolist()
-            tables.add("calibrated_sensor", name, sensor.channel, **mount, camera_intrinsic=K)
+        mounts: list[tuple[str, SE3, list]] = [(LIDAR, lidar.ego_SE3_lidar, [])]
+        for i, camera in enumerate(cameras):
+            mount = recorded_mount(camera.ego_SE3_cam, config.faults, (*self.seed, i))
+            mounts.append((camera.channel, mount, camera.K.tolist()))
+        for channel, ego_SE3_sensor, K in mounts:
+            fields = {"sensor_token": tables.token("sensor", channel), **pose_fields(ego_SE3_sensor)}
+            tables.add("calibrated_sensor", name, channel, **fields, camera_intrinsic=K)
 
         shape = (config.keyframes, config.image_height, config.image_width)
-        tokens = {
+        attributes = {
             "sample_tokens": [sample["token"] for sample in self.samples],
             "instance_tokens": [tables.token("instance", name, actor.name) for actor in self.world.actors],
-            "classes": [actor.category.split(".")[1] for actor in self.world.actors],
+            "classes": [CLASSES[actor.body.category] for actor in self.world.actors],
         }
         self.truth = {
-            sensor.channel: create_truth(truth_path(out, scene["token"], sensor.channel), shape, tokens)
-            for sensor in self.cameras
+            camera.channel: create_truth(truth_path(out, scene["token"], camera.channel), shape, attributes)
+            for camera in cameras
         }
 
     def keyframe(self, key: int) -> None:
         """The sweeps since the last keyframe, up to and with this one's, and its images and truth."""
         key_sweep = key * SWEEPS_PER_KEYFRAME
         for sweep in range(max(0, key_sweep - SWEEPS_PER_KEYFRAME + 1), key_sweep + 1):
-            points, key_time_s = self.write_sweep(sweep)
-        exposures = [self.record(camera, key_sweep) for camera in self.cameras]
-        with ThreadPoolExecutor(2) as pool:  # open3d casts under the GIL on all cores; compression overlaps with it
+            if sweep == key_sweep or not self.is_missing(sweep):
+                points = self.write_sweep(sweep)
+        exposures = [self.record(camera.channel, key_sweep, camera.delay_us) for camera in self.cameras]
+        with ThreadPoolExecutor(2) as pool:
             counts = list(pool.map(self.write_frame, repeat(key), self.cameras, exposures))
-        in_view, unoccluded = np.sum(counts, axis=0)
+        seen, pixels_on = np.sum(counts, axis=0)
 
-        world_SE3_lidar = self.world.world_SE3_ego(key_time_s) @ self.lidar.ego_SE3_sensor
-        points_world = transform(world_SE3_lidar, points[:, :3].astype(np.float64))
-        for actor, visible in zip(self.world.actors, in_view / np.maximum(unoccluded, 1)):
-            self.boxes[actor.name].append(self.box(actor, key, key_time_s, points_world, visible))
+        time_s = key_sweep * SWEEP_US * 1e-6
+        world_SE3_ego = self.world.world_SE3_ego(time_s)
+        points_world = transform(world_SE3_ego @ self.lidar.ego_SE3_lidar, points[:, :3].astype(np.float64))
+        # Whoever annotates sees the points where the recorded poses put them.
+        recorded_SE3_world = self.recorded_pose(time_s, LIDAR, key_sweep) @ invert(world_SE3_ego)
+        for actor, visible in zip(self.world.actors, (seen / np.maximum(pixels_on, 1))[1:]):
+            self.boxes[actor.name].append(self.box(actor, key, time_s, points_world, recorded_SE3_world, visible))
 
-    def record(self, sensor: Sensor, sweep: int) -> tuple[float, Path]:
-        """Adds the rows of one exposure; returns its time in the scene in seconds, and its file."""
-        is_key = sweep % SWEEPS_PER_KEYFRAME == 0
-        scene_us = sweep * SWEEP_US + sensor.delay_us
-        time = {"timestamp": self.start_us + scene_us}
-        about = (self.name, sensor.channel, sweep)
-        ego_pose = self.tables.add("ego_pose", *about, **time, **pose_fields(self.world.world_SE3_ego(scene_us * 1e-6)))
-        suffix, width, height = "jpg", self.config.image_width, self.config.image_height
-        if sensor.K is None:
-            suffix, width, height = "pcd.bin", 0, 0
+    def is_missing(self, sweep: int) -> bool:
+        """Whether a sweep between keyframes was lost."""
+        share = self.config.faults.missing_sweeps
+        return share > 0 and np.random.default_rng([*self.seed, sweep, 4]).uniform() < share
+
+    def recorded_pose(self, time_s: float, channel: str, sweep: int) -> SE3:
+        """The ego pose at a time as the tables have it for one exposure of a sensor."""
+        record = (*self.seed, list(self.data).index(channel), sweep)
+        return recorded_pose(self.world.world_SE3_ego(time_s), time_s, self.config.faults, record)
+
+    def record(self, channel: str, sweep: int, delay_us: int = 0) -> tuple[float, Path]:
+        """Adds the rows of one exposure; returns its true time in the scene in seconds, and its file."""
+        is_key, is_lidar = sweep % SWEEPS_PER_KEYFRAME == 0, channel == LIDAR
+        scene_us = sweep * SWEEP_US + delay_us
+        recorded_us = scene_us + (0 if is_lidar else round(1e3 * self.config.faults.clock_offset_ms))
+        time = {"timestamp": self.start_us + recorded_us}
+        about = (self.name, channel, sweep)
+        pose = self.recorded_pose(recorded_us * 1e-6, channel, sweep)
+        ego_pose = self.tables.add("ego_pose", *about, **time, **pose_fields(pose))
+        suffix = "pcd.bin" if is_lidar else "jpg"
         folder = "samples" if is_key else "sweeps"
-        filename = f"{folder}/{sensor.channel}/{self.name}__{sensor.channel}__{time['timestamp']}.{suffix}"
+        filename = f"{folder}/{channel}/{self.name}__{channel}__{time['timestamp']}.{suffix}"
         row = self.tables.add(
             "sample_data",
             *about,
             sample_token=self.samples[-(-sweep // SWEEPS_PER_KEYFRAME)]["token"],
             ego_pose_token=ego_pose["token"],
-            calibrated_sensor_token=self.tables.token("calibrated_sensor", self.name, sensor.channel),
+            calibrated_sensor_token=self.tables.token("calibrated_sensor", self.name, channel),
             **time,
             filename=filename,
             fileformat=suffix[:3],
-            width=width,
-            height=height,
+            width=0 if is_lidar else self.config.image_width,
+            height=0 if is_lidar else self.config.image_height,
             is_key_frame=is_key,
         )
-        self.data[sensor.channel].append(row)
+        self.data[channel].append(row)
         return scene_us * 1e-6, self.out / filename
 
-    def write_sweep(self, sweep: int) -> tuple[Float[np.ndarray, "n 5"], float]:
-        """One LiDAR revolution; returns its points (x, y, z in the sensor frame, intensity, ring) and its time."""
-        time_s, path = self.record(self.lidar, sweep)
-        hits = cast(self.world, self.lidar, time_s)
-        rng = np.random.default_rng([self.config.seed, self.index, sweep])
-        range_m = hits.distance + self.config.lidar_noise_m * rng.standard_normal(len(hits.distance))
-        back = np.flatnonzero(range_m <= self.config.lidar_range_m)  # no point where there is no return
-        xyz = self.lidar.rays[back] * range_m[back, None]
-        intensity = np.round(self.world.albedo[hits.surface[back]].mean(axis=1) / 3)
-        points = np.column_stack([xyz, intensity, back % len(ELEVATIONS_DEG)]).astype(np.float32)
+    def write_sweep(self, sweep: int) -> Float[np.ndarray, "n 5"]:
+        """One LiDAR revolution; returns its points (x, y, z in the sensor frame, intensity, ring)."""
+        time_s, path = self.record(LIDAR, sweep)
+        points = scan(self.world, self.lidar, time_s, np.random.default_rng([*self.seed, sweep]))
         points.tofile(path)
-        return points, time_s
+        return points
 
-    def write_frame(self, key: int, camera: Sensor, exposure: tuple[float, Path]) -> Int[np.ndarray, "2 actors"]:
-        """The image and truth of a camera at a keyframe; returns how many pixels show each actor and would if alone."""
+    def write_frame(self, key: int, camera: Camera, exposure: tuple[float, Path]) -> Int[np.ndarray, "2 instances"]:
+        """The image and truth of a camera at a keyframe; returns how many pixels show each instance and would alone."""
         import cv2
 
         time_s, path = exposure
-        hits = cast(self.world, camera, time_s)
-        shape = (self.config.image_height, self.config.image_width)
-        moving = np.array([False, *(actor.attribute.endswith(".moving") for actor in self.world.actors)])
+        seen = expose(self.world, camera, time_s)
+        moves = np.array([False, *(actor.moves for actor in self.world.actors)])
         truth = self.truth[camera.channel]
-        truth["depth_m"][key] = np.where(np.isfinite(hits.distance), hits.distance, 0).reshape(shape)
-        truth["moving"][key] = moving[hits.instance].reshape(shape)
-        truth["instance"][key] = hits.instance.reshape(shape)
-        surface = np.where(hits.instance > 0, Surface.OBJECT, np.where(hits.surface < 0, Surface.SKY, Surface.GROUND))
-        truth["surface"][key] = surface.reshape(shape)
-        image = self.world.shaded(time_s)[hits.surface, ::-1].reshape(*shape, 3)
+        truth["depth_m"][key] = rounded(seen.depth_m)
+        truth["instance"][key] = seen.instance
+        truth["moving"][key] = moves[seen.instance]
+        truth["surface"][key] = seen.surface
+        image = cv2.GaussianBlur(seen.image[..., ::-1], (3, 3), 0.55)  # a lens is no pinhole
         if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90]):
             raise OSError(f"{path}: could not be written")
-        return np.stack([np.bincount(hits.instance, minlength=len(moving))[1:], hits.rays_on])
+        return np.stack([np.bincount(seen.instance.ravel(), minlength=len(moves)), seen.pixels_on])
 
-    def box(self, actor: Actor, key: int, time_s: float, points_world: Float[np.ndarray, "n 3"], visible: float) -> Row:
+    def box(
+        self,
+        actor: Actor,
+        key: int,
+        time_s: float,
+        points_world: Float[np.ndarray, "n 3"],
+        recorded_SE3_world: SE3,
+        visible: float,
+    ) -> Row:
         """The fields of the annotation of an actor at a keyframe; ``visible`` is the share of it that cameras see."""
-        world_SE3_box = actor.world_SE3_box(time_s)
+        world_SE3_box, size_lwh_m = actor.world_SE3_box(time_s), actor.body.size_lwh_m
         points_box = transform(invert(world_SE3_box), points_world)
-        length, width, height = actor.size_lwh_m.tolist()
+        length, width, height = size_lwh_m.tolist()
+        attribute = actor.attribute(time_s)
         return {
             "sample_token": self.samples[key]["token"],
             "instance_token": self.tables.token("instance", self.name, actor.name),
             "visibility_token": str(1 + np.digitize(visible, [0.4, 0.6, 0.8])),
-            "attribute_tokens": [self.tables.token("attribute", actor.attribute)],
-            **pose_fields(world_SE3_box),
+            "attribute_tokens": [self.tables.token("attribute", attribute)] if attribute else [],
+            **pose_fields(recorded_SE3_world @ world_SE3_box),
             "size": [width, length, height],
-            "num_lidar_pts": int((np.abs(points_box) <= actor.size_lwh_m / 2).all(axis=1).sum()),
+            "num_lidar_pts": int((np.abs(points_box) <= size_lwh_m / 2).all(axis=1).sum()),
             "num_radar_pts": 0,
         }
 
@@ -170,7 +215,7 @@ class SceneWriter:
                 "instance",
                 self.name,
                 actor.name,
-                category_token=self.tables.token("category", actor.category),
+                category_token=self.tables.token("category", actor.body.category),
                 nbr_annotations=len(annotations),
                 first_annotation_token=annotations[0]["token"],
                 last_annotation_token=annotations[-1]["token"],
@@ -178,12 +223,18 @@ class SceneWriter:
 
 
 def write_map(path: Path, street: Street) -> None:
-    """A mask of the road from above, 0.1 m per pixel; the world's origin is the lower left corner."""
+    """A mask of the roads from above, 0.1 m per pixel; the world's origin is the lower left corner."""
     import cv2
 
     x = np.arange(0.0, street.length_m, 1.0)
     y = street.middle(x)
     left, right = np.column_stack([x, y + ROAD_M]), np.column_stack([x, y - ROAD_M])
+    outlines = [np.concatenate([left, right[::-1]])]
+    for crossing_m in street.crossings_m:
+        low, high = crossing_m - CROSSING_ROAD_M, crossing_m + CROSSING_ROAD_M
+        outlines.append(np.array([[low, 0], [high, 0], [high, 2 * GROUND_M], [low, 2 * GROUND_M]]))
     mask = np.zeros((int(20 * GROUND_M), int(10 * street.length_m)), np.uint8)
-    outline_px = np.array([0, len(mask)]) + np.concatenate([left, right[::-1]]) * [10, -10]
-    cv2.imwrite(str(path), cv2.fillPoly(mask, [np.round(outline_px).astype(np.int32)], (255,)))
+    for outline_m in outlines:
+        outline_px = np.array([0, len(mask)]) + outline_m * [10, -10]
+        cv2.fillPoly(mask, [np.round(outline_px).astype(np.int32)], (255,))
+    cv2.imwrite(str(path), mask)

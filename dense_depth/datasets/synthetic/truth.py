@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dense_depth import InputError
 
@@ -36,7 +37,8 @@ class Truth:
         sample_tokens: The keyframe of each frame.
         instance_tokens: Token of instance i at [i - 1].
         classes: Detection class of instance i at [i - 1], "car" for example.
-        depth_m: float32, z-depth through the pixel's centre at the camera's own time; 0 where there is only sky.
+        depth_m: float32, z-depth through the pixel's centre at the camera's own time, to 16 significant bits (0.5 mm
+            at 60 m); 0 where there is only sky.
         instance: uint16, 0 for the background.
         moving: uint8, 1 on objects that move at some time in the scene.
         surface: uint8, ``Surface`` codes.
@@ -74,6 +76,11 @@ def read_truth(dataroot: str | Path, scene_token: str, camera: str) -> Truth:
             raise InputError(f"{path}: {array.nchunks - array.nchunks_initialized} frames of {array.name} are lost")
     names = [tuple(group.attrs[name]) for name in ("sample_tokens", "instance_tokens", "classes")]
     return Truth(*names, *arrays)
+
+
+def rounded(depth_m: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
+    """Float32 rounded to 16 significant bits: the others are noise that does not compress."""
+    return ((np.ascontiguousarray(depth_m).view(np.uint32) + np.uint32(128)) & np.uint32(0xFFFFFF00)).view(np.float32)
 
 
 def create_truth(path: Path, shape: tuple[int, int, int], attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,200 +1,360 @@
-"""What there is to see in a generated scene: a street, and objects with their trajectories."""
+"""What there is to see in a generated scene: a street, what stands along it, who moves on it, and the light."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt16
 
-from dense_depth.datasets.synthetic.mesh import Colour, Mesh, Vector, cuboid, merge
+from dense_depth.datasets.synthetic import cycles, diggers, houses, people, scenery, trees, vehicles
+from dense_depth.datasets.synthetic.body import Body
+from dense_depth.datasets.synthetic.mesh import Mesh, merge
+from dense_depth.datasets.synthetic.shading import Light, ShadowMap
+from dense_depth.datasets.synthetic.street import (
+    CORNER_M,
+    CROSSING_ROAD_M,
+    GROUND_M,
+    LANE_M,
+    PARKING_M,
+    PAVEMENT_M,
+    ROAD_M,
+    Path,
+    Street,
+    across,
+    along,
+    joined,
+)
+from dense_depth.datasets.synthetic.traffic import Actor, Profile, moving, standing, steady, varying
 from dense_depth.geometry import SE3, se3
 
-EGO_START_M, EGO_SPEED_MPS = 100.0, 8.0
-LANE_M, PARKING_M, ROAD_M, FACADE_M, GROUND_M = 2.5, 5.2, 6.4, 9.0, 80.0  # lateral distances from the road's middle
-BOX_MARGIN_M = 0.05  # an annotated box reaches this far beyond its object, so that range noise stays inside
-TO_SUN = np.array([0.45, -0.35, 0.82])
-ASPHALT, PAINT, PAVEMENT, GRASS = (84, 84, 88), (225, 225, 220), (148, 144, 138), (104, 122, 78)
-SKY = (176, 206, 235)
-
-Trajectory = Callable[[float], SE3]  # of the time in seconds from the first keyframe
-Part = tuple[Vector, Vector, Colour | None]  # a cuboid: size, centre (z from the floor) in units of the object, colour
-CAR_LWH_M, PEDESTRIAN_LWH_M = np.array([4.5, 1.9, 1.6]), np.array([0.7, 0.7, 1.75])
-CAR_PARTS: list[Part] = [
-    ((1.0, 0.96, 0.5), (0, 0, 0.4), None),
-    ((0.5, 0.82, 0.35), (-0.05, 0, 0.825), (58, 68, 80)),
-    *(((0.14, 0.12, 0.4), (x, y, 0.2), (28, 28, 30)) for x in (-0.32, 0.32) for y in (-0.44, 0.44)),
-]
-PEDESTRIAN_PARTS: list[Part] = [
-    ((0.6, 0.7, 0.48), (0, 0, 0.24), (46, 52, 84)),
-    ((1.0, 1.0, 0.37), (0, 0, 0.665), None),
-    ((0.45, 0.45, 0.15), (0, 0, 0.925), (206, 164, 138)),
-]
-
-
-def shape(size_lwh_m: Float[np.ndarray, "3"], parts: list[Part], colour: Colour) -> Mesh:
-    """An object that fills its annotated box up to the margin; origin in the centre of the box, floor at its bottom."""
-    size = size_lwh_m - BOX_MARGIN_M * np.array([2, 2, 1])
-    floor = np.array([0, 0, -size_lwh_m[2] / 2])
-    return merge([cuboid(size * a, floor + size * b, colour if own is None else own) for a, b, own in parts])
-
-
-@dataclass(frozen=True)
-class Street:
-    """The shape of the ground and of the road on it."""
-
-    length_m: float  # extent in x from 0
-    bend_m: float  # amplitude of the road's curve in y
-    slope: tuple[float, float]  # rise per metre in x and y
-    bump_m: float  # amplitude of the ground's waves
-
-    def middle(self, x: Any) -> Any:
-        """World y of the middle of the road."""
-        return GROUND_M + self.bend_m * np.cos((x - EGO_START_M) / 32.0)
-
-    def height(self, x: Any, y: Any) -> Any:
-        """World z of the ground."""
-        return self.slope[0] * x + self.slope[1] * y + self.bump_m * np.sin(x / 9.0) * np.cos(y / 13.0)
-
-    def pose(self, x: float, lateral_m: float = 0.0, yaw: float = 0.0, up_m: float = 0.0) -> SE3:
-        """World pose of something that stands on the ground: x forward, y left, z along the ground's normal.
-
-        Args:
-            x: World x.
-            lateral_m: Distance from the middle of the road in y, left positive.
-            yaw: Heading in radians relative to the road's.
-            up_m: Height of the origin above the ground.
-        """
-        h, y = 0.5, self.middle(x) + lateral_m
-        yaw += np.arctan2(self.middle(x + h) - self.middle(x - h), 2 * h)
-        rise_x = (self.height(x + h, y) - self.height(x - h, y)) / (2 * h)
-        rise_y = (self.height(x, y + h) - self.height(x, y - h)) / (2 * h)
-        up = np.array([-rise_x, -rise_y, 1.0]) / np.linalg.norm([rise_x, rise_y, 1.0])
-        left = np.cross(up, [np.cos(yaw), np.sin(yaw), 0.0])
-        left /= np.linalg.norm(left)
-        world_SE3_ground = se3(np.column_stack([np.cross(left, up), left, up]), np.array([x, y, self.height(x, y)]))
-        return world_SE3_ground @ se3(np.eye(3), np.array([0, 0, up_m]))
-
-    def mesh(self) -> Mesh:
-        """The ground. Grid lines follow the road, so that lane markings are triangles of their own."""
-        half = np.concatenate([[0.08, 2.0, 4.0, ROAD_M - 0.2, ROAD_M, FACADE_M], np.arange(12.0, GROUND_M + 1, 4.0)])
-        lateral = np.concatenate([-half[::-1], half])
-        x, offset = np.meshgrid(np.arange(0.0, self.length_m + 1.0, 2.0), lateral, indexing="ij")
-        y = self.middle(x) + offset
-        vertices_m = np.stack([x, y, self.height(x, y)], axis=-1)
-        a, b, c, d = vertices_m[:-1, :-1], vertices_m[1:, :-1], vertices_m[1:, 1:], vertices_m[:-1, 1:]
-        corners_m = np.stack([[a, b, c], [a, c, d]]).transpose(0, 2, 3, 1, 4)
-
-        distance = np.abs(lateral[:-1] + lateral[1:]) / 2
-        colours = np.full((*a.shape[:2], 3), GRASS, np.uint8)
-        for nearer_than_m, colour in ((FACADE_M, PAVEMENT), (ROAD_M, PAINT), (ROAD_M - 0.2, ASPHALT)):
-            colours[:, distance < nearer_than_m] = colour
-        for row in (0, 1):  # the middle line is dashed
-            colours[row::4, distance < 0.08] = PAINT
-        return Mesh(corners_m.reshape(-1, 3, 3), np.tile(colours.reshape(-1, 3), (2, 1)))
-
-
-@dataclass(frozen=True)
-class Actor:
-    """An annotated rigid object. The box frame is x forward, y left, z up from the centre of the annotated box."""
-
-    name: str  # unique in the scene
-    category: str
-    attribute: str
-    size_lwh_m: Float[np.ndarray, "3"]  # of the annotated box
-    mesh: Mesh  # in the box frame
-    world_SE3_box: Trajectory
+EGO_START_M, AHEAD_M = 90.0, 120.0  # where the ego vehicle starts, and how much street lies beyond where it ends
+CYCLE_LANE_M, TREES_M, FURNITURE_M, WALK_M = 3.85, 7.4, 6.9, (8.4, 9.4)  # lateral, from the middle of the street
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything there is to see in a scene.
+    """Everything there is to see in a scene. Instance 0 is the background, instance i is ``actors[i - 1]``.
 
-    Instance 0 is the background, instance i is ``actors[i - 1]``. Surfaces are the triangles of all instances in
-    order; the last surface is the sky, so that index -1 finds it.
+    Attributes:
+        street: The ground.
+        background: Everything that is not annotated; world frame.
+        actors: Annotated objects.
+        world_SE3_ego: Pose of the ego vehicle at a time in seconds from the first keyframe.
+        light: Sun and sky.
     """
 
     street: Street
     background: Mesh
     actors: tuple[Actor, ...]
-    world_SE3_ego: Trajectory
-
-    @property
-    def meshes(self) -> list[Mesh]:
-        """The mesh of every instance."""
-        return [self.background, *(actor.mesh for actor in self.actors)]
+    world_SE3_ego: Callable[[float], SE3]
+    light: Light
 
     @cached_property
-    def first_surface(self) -> Int[np.ndarray, " instances"]:
-        """The first surface of every instance."""
-        return np.cumsum([0, *(len(mesh.colours) for mesh in self.meshes[:-1])])
+    def still(self) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
+        """What never moves, as float32 in the world frame, and the instance of each triangle."""
+        return self._gather([self.background, *(actor.mesh(0.0) for actor in self.actors if not actor.moves)], False)
+
+    def movers(self, time_s: float) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
+        """What moves, where it is at a time; as ``still``."""
+        return self._gather([actor.mesh(time_s) for actor in self.actors if actor.moves], True)
+
+    def _gather(self, meshes: list[Mesh], moves: bool) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
+        instances = [i for i, actor in enumerate(self.actors, start=1) if actor.moves == moves]
+        if not moves:
+            instances = [0, *instances]
+        return merge(meshes).float32, np.repeat(np.array(instances, np.uint16), [len(mesh) for mesh in meshes])
 
     @cached_property
-    def albedo(self) -> UInt8[np.ndarray, "surfaces 3"]:
-        """Colour of every surface in white light."""
-        return np.concatenate([*(mesh.colours for mesh in self.meshes), np.array([SKY], np.uint8)])
-
-    def shaded(self, time_s: float) -> UInt8[np.ndarray, "surfaces 3"]:
-        """Colour of every surface in sunlight (Lambert, no shadows)."""
-        poses = [np.eye(4), *(actor.world_SE3_box(time_s) for actor in self.actors)]
-        facing = [mesh.normals @ (pose[:3, :3].T @ TO_SUN) for mesh, pose in zip(self.meshes, poses)]
-        sunlight = np.maximum(np.concatenate([*facing, [1.0]]), 0)
-        return (self.albedo * (0.5 + 0.5 * sunlight)[:, None]).astype(np.uint8)
+    def shadows(self) -> ShadowMap:
+        """The shadow map of what never moves, within the reach of the eye."""
+        corners_m = self.still[0].corners_m
+        middle = GROUND_M + np.array([-45.0, 45.0])
+        heights = corners_m[..., 2]
+        low = np.array([-20.0, middle[0], heights.min()])
+        high = np.array([self.street.length_m + 20.0, middle[1], heights.max()])
+        shadows = ShadowMap(self.light, low, high)
+        shadows.draw(corners_m)
+        return shadows
 
 
 def build_world(duration_s: float, rng: np.random.Generator) -> World:
-    """A street with buildings, walls, poles and parked cars, a car that drives ahead and a late pedestrian."""
-    end_m = EGO_START_M + EGO_SPEED_MPS * duration_s + 80.0
-    slope = (rng.uniform(-0.02, 0.02), rng.uniform(-0.01, 0.01))
-    street = Street(end_m + 20.0, rng.uniform(2.0, 4.0), slope, rng.uniform(0.1, 0.2))
+    """A street scene in which the ego vehicle drives for a time, along the right lane and over a crossing."""
+    speed = rng.uniform(6.5, 9.0)
+    times_s = np.array([0.0, 0.45, 0.6, 1.0]) * max(duration_s, 4.0)
+    ego_travelled = varying(0.0, times_s, speed * np.array([1.0, 1.0, rng.uniform(0.5, 0.9), 1.0]))
+    drive_m = ego_travelled(duration_s)
+    crossing_m = EGO_START_M + rng.uniform(0.35, 0.55) * drive_m + 36.0
+    street = Street(
+        length_m=EGO_START_M + drive_m + AHEAD_M,
+        crossings_m=(crossing_m, crossing_m + rng.uniform(85, 110)),
+        bend_m=rng.uniform(3.0, 7.0),
+        bend_x_m=crossing_m + rng.uniform(-20, 20),
+        slope=(rng.uniform(-0.025, 0.025), rng.uniform(-0.01, 0.01)),
+        hill_m=rng.uniform(0.3, 0.7),
+        bump_m=rng.uniform(0.01, 0.03),
+    )
+    ego_lane = along(street, -LANE_M, 0.0, street.length_m)
+    ego_start_m = ego_lane.at_x(EGO_START_M)
     phase = rng.uniform(0, 2 * np.pi, 3)
-    doorway_m = EGO_START_M + EGO_SPEED_MPS * duration_s / 2 + 18.0
-    row_m = np.arange(50 + (doorway_m - 50) % 24, end_m, 24.0)  # the row on the right has a building at the doorway
 
     def world_SE3_ego(time_s: float) -> SE3:
         """Lane keeping, with the pitch, roll and heave of a car on its springs."""
         waves = np.sin(2 * np.pi * np.array([1.1, 0.8, 1.3]) * time_s + phase)
-        pitch, roll, heave = np.array([0.009, 0.007, 0.02]) * waves
+        pitch, roll, heave = np.array([0.008, 0.006, 0.02]) * waves
         about_y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
         about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
-        pose = street.pose(EGO_START_M + EGO_SPEED_MPS * time_s, -LANE_M)
+        pose = ego_lane.pose(ego_start_m + ego_travelled(time_s))
         return pose @ se3(about_y @ about_x, np.array([0, 0, heave]))
 
-    background = [street.mesh()]
-    for side, positions_m in ((-1, row_m), (1, row_m + 8.0)):
-        for x in positions_m:
-            pose, size = street.pose(x), np.array([rng.uniform(14, 20), 8.0, rng.uniform(5, 12)])
-            tints = rng.integers(90, 200, (2, 3))
-            background += [
-                cuboid(size, (0, side * (FACADE_M + 4), size[2] / 2 - 1), tints[0], pose),  # building
-                cuboid((5, 0.3, 2.2), (12, side * (FACADE_M + 1), 0.1), tints[1], pose),  # wall in the gap
-                cuboid((0.2, 0.2, 6), (9, side * 7.2, 2.5), (92, 96, 98), pose),  # pole
-            ]
-
-    def standing(pose: SE3) -> Trajectory:
-        return lambda time_s: pose
-
-    def driving(time_s: float) -> SE3:
-        return street.pose(EGO_START_M + 14.0 + 10.0 * time_s, -LANE_M, up_m=CAR_LWH_M[2] / 2)
-
-    def walking(time_s: float) -> SE3:
-        """Waits inside the building on the right and steps out of the doorway halfway through the scene."""
-        walked_m = 1.4 * max(time_s - duration_s / 2, 0.0)
-        return street.pose(doorway_m, -FACADE_M - 0.5 + walked_m, np.pi / 2, PEDESTRIAN_LWH_M[2] / 2)
-
-    def car(name: str, attribute: str, colour: Colour, world_SE3_box: Trajectory) -> Actor:
-        return Actor(name, "vehicle.car", attribute, CAR_LWH_M, shape(CAR_LWH_M, CAR_PARTS, colour), world_SE3_box)
-
-    body = shape(PEDESTRIAN_LWH_M, PEDESTRIAN_PARTS, (190, 60, 50))
+    background = [street.mesh(), *rows_of_houses(street, rng), *greenery(street, rng), *furniture(street, rng)]
+    site_m, site_side = EGO_START_M + 0.2 * drive_m + rng.uniform(11, 15), int(rng.choice([-1, 1]))
+    late_m = EGO_START_M + drive_m + rng.uniform(14, 18)  # where a pedestrian steps out from behind a van
+    while street.near_crossing(late_m, 14.0):
+        late_m += 3.0
     actors = [
-        car("car", "vehicle.moving", (186, 40, 36), driving),
-        Actor("pedestrian", "human.pedestrian.adult", "pedestrian.moving", PEDESTRIAN_LWH_M, body, walking),
+        *through_traffic(street, ego_start_m, ego_travelled, ego_lane, rng),
+        *turning_traffic(street, crossing_m, duration_s, ego_start_m, ego_lane, speed, rng),
+        *building_site(street, site_m, site_side, rng),
+        *walkers(street, drive_m, duration_s, site_side, late_m, rng),
+        *parked(street, [(site_m, site_side)], late_m, rng),
     ]
-    for x in row_m + 10.0:
-        for side, yaw in ((-1, 0.0), (1, np.pi)):
-            pose = street.pose(x + rng.uniform(-3, 3), side * PARKING_M, yaw, CAR_LWH_M[2] / 2)
-            colour = rng.integers(60, 200, 3)
-            if rng.uniform() < 0.6:
-                actors.append(car(f"parked-{len(actors)}", "vehicle.parked", colour, standing(pose)))
-    return World(street, merge(background), tuple(actors), world_SE3_ego)
+    azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 60))
+    to_sun = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+    light = Light(to_sun, sun=rng.uniform(0.45, 0.6), ambient=rng.uniform(0.58, 0.68), clouds=rng.uniform(0.1, 0.7))
+    return World(street, merge(background), tuple(actors), world_SE3_ego, light)
+
+
+def rows_of_houses(street: Street, rng: np.random.Generator) -> list[Mesh]:
+    """Rows of houses on both sides, with gardens and fences in the gaps, along the crossing streets and behind."""
+    found = []
+    for side in (-1, 1):
+        outward = 0.0 if side > 0 else np.pi  # houses are modelled with their street at y < 0
+        x = -30.0 + rng.uniform(0, 8)
+        while x < street.length_m + 30.0:
+            width, setback = rng.uniform(10, 17), rng.choice([0.0, 0.0, rng.uniform(2.0, 4.0)])
+            middle = x + width / 2
+            if any(abs(middle - at) < width / 2 + CORNER_M for at in street.crossings_m):
+                x += 2.0
+                continue
+            place = street.beside(middle, side * (PAVEMENT_M + 0.1 + setback), outward)
+            found.append(houses.building(width, rng.uniform(8, 12), rng).moved(place))
+            if setback:
+                border = scenery.fence if rng.uniform() < 0.6 else trees.hedge
+                found.append(border(width, rng).moved(street.beside(middle, side * (PAVEMENT_M + 0.3), outward)))
+            x += width + (0.0 if rng.uniform() < 0.55 else rng.uniform(4, 11))
+        for crossing_m in street.crossings_m:
+            for corner in (-1, 1):
+                lateral = PAVEMENT_M + rng.uniform(14, 17)
+                while lateral < 62.0:
+                    width = rng.uniform(10, 15)
+                    x = crossing_m + corner * (CORNER_M + 0.2)
+                    yaw = -np.pi / 2 if corner > 0 else np.pi / 2
+                    place = street.beside(x, side * (lateral + width / 2), yaw)
+                    found.append(houses.building(width, 9.0, rng).moved(place))
+                    lateral += width + rng.choice([0.0, 5.0])
+        for x in np.arange(-30.0, street.length_m + 60.0, 26.0):  # what closes the view between the houses
+            if not street.near_crossing(x, 24.0):
+                place = street.beside(x + rng.uniform(-4, 4), side * rng.uniform(46, 56), outward)
+                found.append(houses.building(rng.uniform(16, 24), 10.0, rng).moved(place))
+    return found
+
+
+def greenery(street: Street, rng: np.random.Generator) -> list[Mesh]:
+    """Trees along the pavement, and trees and bushes behind it."""
+    found = []
+    for side in (-1, 1):
+        for x in np.arange(0.0, street.length_m, 11.0) + rng.uniform(0, 5):
+            x = float(x + rng.uniform(-1.5, 1.5))
+            if rng.uniform() < 0.5 and not street.near_crossing(x, 13.0):
+                found.append(trees.tree(rng).moved(street.beside(x, side * TREES_M, rng.uniform(0, 6))))
+        for x in np.arange(0.0, street.length_m + 40.0, 15.0):
+            plant = trees.tree if rng.uniform() < 0.6 else trees.bush
+            place = street.beside(float(x + rng.uniform(-5, 5)), side * rng.uniform(27, 42), rng.uniform(0, 6))
+            if not street.near_crossing(float(place[0, 3]), CORNER_M + 3.0):
+                found.append(plant(rng).moved(place))
+        for x in (-45.0, street.length_m + 45.0):  # the ends of the street
+            found += [trees.tree(rng).moved(street.beside(x, side * lateral)) for lateral in (3.0, 9.0, 15.0)]
+    return found
+
+
+def furniture(street: Street, rng: np.random.Generator) -> list[Mesh]:
+    """What stands on the pavement: lamp posts, signs, traffic lights, bollards, benches, bins and a bus shelter."""
+    found = []
+    for side in (-1, 1):
+        inward = np.pi if side > 0 else 0.0
+        for x in np.arange(6.0 + 13.0 * (side > 0), street.length_m, 27.0):
+            if not street.near_crossing(float(x)):
+                found.append(scenery.lamp_post(rng).moved(street.beside(float(x), side * FURNITURE_M, inward)))
+        for x in rng.uniform(20, street.length_m, 12):
+            thing = [scenery.sign, scenery.sign, scenery.litter_bin, scenery.bench, scenery.bollard][rng.integers(5)]
+            if not street.near_crossing(x):
+                found.append(thing(rng).moved(street.beside(x, side * FURNITURE_M, inward)))
+        shelter_m = rng.uniform(EGO_START_M + 15, street.length_m - 60)
+        if not street.near_crossing(shelter_m, 14.0):
+            found.append(scenery.bus_shelter(rng).moved(street.beside(shelter_m, side * 8.9, inward)))
+        for crossing_m in street.crossings_m:
+            for corner in (-1, 1):
+                x = crossing_m + corner * (CROSSING_ROAD_M + 0.7)
+                found.append(scenery.traffic_light(rng).moved(street.beside(x, side * (ROAD_M + 0.7), inward)))
+                for step in range(4):
+                    x = crossing_m + corner * (CROSSING_ROAD_M + 1.2 + 1.2 * step)
+                    found.append(scenery.bollard(rng).moved(street.beside(x, side * (ROAD_M + 0.35), inward)))
+    return found
+
+
+def through_traffic(
+    street: Street, ego_start_m: float, ego_travelled: Profile, ego_lane: Path, rng: np.random.Generator
+) -> list[Actor]:
+    """Who goes straight on: a truck with a trailer behind the ego vehicle, two-wheelers beside it, oncoming traffic."""
+    far = street.length_m + 60.0
+    truck, trailer = vehicles.truck(rng), vehicles.trailer(rng)
+    behind_m = 13.0 + truck.size_lwh_m[0] / 2
+    hitch_m = (truck.size_lwh_m[0] + trailer.size_lwh_m[0]) / 2 + 0.3
+    found = [
+        moving("truck", truck, ego_lane, lambda t: ego_start_m + ego_travelled(t) - behind_m),
+        moving("trailer", trailer, ego_lane, lambda t: ego_start_m + ego_travelled(t) - behind_m - hitch_m),
+    ]
+    cycle_lane = along(street, -CYCLE_LANE_M, 0.0, far)
+    start = cycle_lane.at_x(EGO_START_M)
+    found.append(moving("bicycle", cycles.bicycle(rng, True), cycle_lane, steady(start + 20.0, rng.uniform(3.5, 5))))
+    back = along(street, CYCLE_LANE_M, far, 0.0)
+    found.append(
+        moving("bicycle-back", cycles.bicycle(rng, True), back, steady(back.at_x(EGO_START_M + 45), rng.uniform(4, 6)))
+    )
+    oncoming = along(street, LANE_M, far, -40.0)
+    place, speed = oncoming.at_x(EGO_START_M + 10), rng.uniform(7, 9)
+    column = [
+        vehicles.car(rng),
+        cycles.motorcycle(rng, True),
+        vehicles.bus(rng),
+        vehicles.car(rng),
+        vehicles.truck(rng),
+    ]
+    for i, body in enumerate([*column, vehicles.car(rng)]):
+        place -= body.size_lwh_m[0] / 2
+        found.append(moving(f"oncoming-{i}", body, oncoming, steady(place, speed)))
+        place -= body.size_lwh_m[0] / 2 + rng.uniform(9, 16)
+    return found
+
+
+def turning_traffic(
+    street: Street,
+    crossing_m: float,
+    duration_s: float,
+    ego_start_m: float,
+    ego_lane: Path,
+    speed_mps: float,
+    rng: np.random.Generator,
+) -> list[Actor]:
+    """A car ahead that turns right at the crossing, one in the side street that waits and turns, one that waits."""
+    turn_x, side_lane = crossing_m - 2.4, 2.4
+    to_corner = along(street, -LANE_M, 0.0, turn_x)
+    away = joined(to_corner, across(street, turn_x, -LANE_M, -88.0), 6.0)
+    start = ego_start_m + 17.0
+    slow = max((to_corner.length_m - 6.0 - start) / (speed_mps + 1.0), 0.1)  # when it gets there
+    profile = varying(start, np.array([slow * 0.5, slow, slow + 2.5]), np.array([speed_mps + 1.5, 4.0, 8.0]))
+    found = [moving("turning", vehicles.car(rng), away, profile)]
+
+    wait_m = ROAD_M + 4.5 + 2.5
+    arrive = across(street, turn_x, 88.0, LANE_M)
+    merging = joined(arrive, along(street, LANE_M, turn_x, -60.0), 5.0)
+    start = 88.0 - wait_m - 9.0
+    leave = 0.25 * duration_s
+    profile = varying(start, np.array([0.0, 2.4, 2.5 + leave, 5.0 + leave]), np.array([7.5, 0.0, 0.0, 6.0]))
+    found.append(moving("merging", vehicles.car(rng), merging, profile))
+
+    crossing = across(street, crossing_m + side_lane, -88.0, 88.0)
+    profile = varying(88.0 - wait_m - 14.0, np.array([0.3, 3.8]), np.array([8.0, 0.0]))
+    found.append(moving("arriving", vehicles.car(rng), crossing, profile))
+    return found
+
+
+def building_site(street: Street, x: float, side: int, rng: np.random.Generator) -> list[Actor]:
+    """A construction vehicle on the pavement, fenced off by barriers and cones."""
+    lateral = side * PARKING_M
+    found = [standing("digger", diggers.construction(rng), street.beside(x, side * 6.9, rng.uniform(-0.3, 0.3)))]
+    for i, along_m in enumerate(np.arange(-6.0, 6.1, 2.4)):
+        place = street.beside(x + along_m, lateral - side * 1.2, np.pi / 2 + rng.uniform(-0.05, 0.05))
+        found.append(standing(f"barrier-{i}", scenery.barrier(rng), place))
+    for i, (along_m, inward_m) in enumerate(
+        ((-8, 0.9), (-9, 0.3), (-10, -0.3), (-11, -0.9), (8, 0.9), (9, 0), (10, -0.9))
+    ):
+        place = street.beside(x + along_m, lateral - side * inward_m, 0.0)
+        found.append(standing(f"cone-{i}", scenery.traffic_cone(rng), place))
+    return found
+
+
+def walkers(
+    street: Street, drive_m: float, duration_s: float, site_side: int, late_m: float, rng: np.random.Generator
+) -> list[Actor]:
+    """Pedestrians who walk, stand in groups, stop and go on, step out from behind a van and from a door."""
+    found = []
+    half_s = duration_s / 2
+    for i in range(9):
+        side, forward = int(rng.choice([-1, 1])), rng.uniform() < 0.5
+        lateral, x = side * rng.uniform(*WALK_M), EGO_START_M + rng.uniform(-15, drive_m + 45)
+        path = along(street, lateral, *((0.0, street.length_m) if forward else (street.length_m, 0.0)))
+        start, speed = path.at_x(x), rng.uniform(0.9, 1.6)
+        profile = steady(start, speed)
+        if i % 3 == 0:  # stops for a while
+            stop = rng.uniform(0.2, 0.6) * max(duration_s, 2.0)
+            profile = varying(
+                start, np.array([stop, stop + 0.6, stop + 2.6, stop + 3.2]), speed * np.array([1.0, 0.0, 0.0, 1.0])
+            )
+        found.append(moving(f"walker-{i}", people.pedestrian(rng), path, profile))
+    for i in range(3):
+        x = EGO_START_M + rng.uniform(8, drive_m + 40)
+        side = -site_side
+        if street.near_crossing(x):
+            x += 2 * CORNER_M
+        for j in range(int(rng.integers(1, 4))):
+            place = street.beside(x + rng.uniform(0.7, 1.0) * j, side * (WALK_M[1] + 0.1 * j), rng.uniform(0, 6))
+            found.append(standing(f"standing-{i}-{j}", people.pedestrian(rng), place))
+    over = across(street, late_m, -ROAD_M - 1.5, ROAD_M + 3.0)
+    profile = varying(0.0, np.array([half_s, half_s + 0.5]), np.array([0.0, 1.5]))
+    found.append(moving("late", people.pedestrian(rng), over, profile))
+    door_m = EGO_START_M + drive_m / 2 + 16.0
+    while street.near_crossing(door_m, 16.0):
+        door_m += 3.0
+    out = across(street, door_m, site_side * -(PAVEMENT_M + 3.0), site_side * -WALK_M[0])
+    onward = along(street, site_side * -WALK_M[0], door_m, street.length_m)
+    profile = varying(0.0, np.array([0.2 * duration_s, 0.2 * duration_s + 0.5]), np.array([0.0, 1.3]))
+    found.append(moving("door", people.pedestrian(rng), joined(out, onward, 1.0), profile))
+    return found
+
+
+def parked(street: Street, kept_free: list[tuple[float, int]], late_m: float, rng: np.random.Generator) -> list[Actor]:
+    """Parked vehicles on both sides, cycles on the pavement."""
+    found: list[Actor] = []
+
+    def park(body: Body, x: float, side: int, lateral_m: float) -> None:
+        place = street.beside(x, side * lateral_m, (np.pi if side > 0 else 0.0) + rng.normal(0, 0.02))
+        found.append(standing(f"parked-{len(found)}", body, place))
+
+    for side in (-1, 1):
+        x = 25.0 + rng.uniform(0, 5)
+        trailer_m = EGO_START_M - rng.uniform(16, 24)  # in view when the scene starts
+        while x < street.length_m - 20.0:
+            kind = rng.uniform()
+            body = vehicles.car(rng) if kind < 0.88 else vehicles.truck(rng)
+            is_trailer = side > 0 and x >= trailer_m
+            if is_trailer:
+                body, trailer_m = vehicles.trailer(rng), np.inf
+            if side < 0 and abs(x - late_m) < 5.5:
+                x = late_m + 5.5  # a gap to step out of
+            half = body.size_lwh_m[0] / 2
+            middle = x + half
+            free = any(abs(middle - at) < half + 12.5 for at, where in kept_free if where == side)
+            if street.near_crossing(middle, half + CROSSING_ROAD_M + 7.0) or free:
+                x += 2.0
+                continue
+            if is_trailer or rng.uniform() < 0.72 or abs(x - late_m) < 8:
+                park(body, middle, side, PARKING_M)
+            x += 2 * half + rng.uniform(0.8, 2.0)
+        for x in EGO_START_M + rng.uniform(-10, 75, 5):
+            if street.near_crossing(float(x)) or any(abs(x - at) < 12 and where == side for at, where in kept_free):
+                continue
+            body = cycles.bicycle(rng, False) if rng.uniform() < 0.6 else cycles.motorcycle(rng, False)
+            park(body, float(x), side, 7.9)
+    return found
