@@ -1,9 +1,9 @@
 """A generated dataset in the exact nuScenes format, with the exact depth of every camera frame.
 
-A street with houses, plants and traffic (`world`, from `street`, `traffic`, `vehicles`, `cycles`, `diggers`, `people`, `houses`,
-`trees`, `scenery`) is a set
-of triangles at any time. The LiDAR casts rays at it, the cameras draw it (`sensors`, `raster`, `shading`), and the
-results are written as the files and rows of scenes (`scene`, `tables`, `truth`, `faults`), which make a dataset.
+A street with houses, plants and traffic (`world`, built from `street`, `houses`, `trees`, `scenery`, `traffic`,
+`vehicles`, `cycles`, `diggers`, `people`) is a set of triangles at any time. The LiDAR casts rays at it, the cameras
+draw it (`sensors`, `raster`, `shading`), and the results are written as the files and rows of scenes (`scene`,
+`tables`, `truth`, `faults`), which make a dataset (`dataset`).
 The map frame is the world frame: metres, z up, the street along x. Where everything is is known in closed form at any
 time, so a camera that fires 18 ms before the LiDAR sees moving objects where they are then.
 

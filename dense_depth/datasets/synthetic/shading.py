@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -203,7 +204,7 @@ def _street(tile, s, t, footprint, marks):  # type: ignore[no-untyped-def]
         crack = abs(_noise(tile, s * 5 + 31, t * 5 + 7))
         if crack < 0.012 and footprint < 0.05:
             tone -= 22
-        paint = False
+        paint: Any = False
         if on_road and not on_crossing:
             clear = along > crossing_road + 5
             paint |= clear and across < 0.08 and s % 6 < 3  # middle
@@ -284,7 +285,7 @@ def _wall(tile, r, g, b, s, t, footprint, brick, sky_r, sky_g, sky_b):  # type: 
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _shade(
+def _shade(  # type: ignore[no-untyped-def]
     triangle,
     inverse_depth,
     texture,
@@ -302,7 +303,7 @@ def _shade(
     marks,
     tile,
     out,
-):  # type: ignore[no-untyped-def]
+):
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     rows, columns = triangle.shape
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
