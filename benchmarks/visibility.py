@@ -49,14 +49,14 @@ class Candidate:
     name: str
     accumulation: AccumulationConfig
     test: Test
-    errors: LabelErrors = dataclasses.field(default_factory=LabelErrors.none)
+    errors: LabelErrors = dataclasses.field(default_factory=LabelErrors)
     trails: int = 0
     seconds: float = 0.0
 
     @property
     def right(self) -> float:
         """Labels that are right."""
-        mean = self.errors.figures()
+        mean = self.errors.means()
         return mean["n"] * (1 - mean["behind"] - mean["in_front"])
 
 
@@ -164,10 +164,10 @@ def print_group(title: str, group: list[Candidate], one_sweep: Candidate, n_labe
         f"{title:40s}  kept %  behind %  in front %  behind, in front by the pixel's centre %"
         "  MAE m  RMSE m  coverage %     x  cells 16, 8, 4 %  trails  ms"
     )
-    base = one_sweep.errors.figures()["coverage"]
+    base = one_sweep.errors.means()["coverage"]
     untested = next((c.right for c in group if c.name == "none"), np.nan)
     for candidate in group:
-        mean = candidate.errors.figures()
+        mean = candidate.errors.means()
         cells, centre = mean["coverage_cells"], mean["at_centre"]
         print(
             f"{candidate.name:40s} {100 * candidate.right / untested:7.2f} {100 * mean['behind']:9.3f} "

@@ -169,13 +169,12 @@ class FrameTruth:
 def footprints(n_label: int, n_native: int) -> Int[np.ndarray, "n_label 3"]:
     """The native pixels of each label pixel along one side of the image: first, one after the last, and the middle one.
 
-    They are those whose centres lie in the label pixel's area, and at least the middle one, the one nearest to its
-    centre. Pixel borders scale, as in ``geometry.resize_K``.
+    They are those that the label pixel's area touches, since a point in it lies in one of them; the middle one is the
+    nearest to its centre. Pixel borders scale, as in ``geometry.resize_K``.
     """
-    border = np.arange(n_label + 1) * 2 * n_native - n_label  # in native pixels, times 2 n_label
-    first = -(-border // (2 * n_label))
+    border = np.arange(n_label + 1) * n_native  # in native pixels, times n_label
     middle = (2 * np.arange(n_label) + 1) * n_native // (2 * n_label)
-    return np.column_stack([np.minimum(first[:-1], middle), np.maximum(first[1:], middle + 1), middle])
+    return np.column_stack([border[:-1] // n_label, -(-border[1:] // n_label), middle])
 
 
 @numba.njit(cache=True, nogil=True)

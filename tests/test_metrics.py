@@ -84,11 +84,11 @@ def slow_edges(depth_m) -> np.ndarray:
 
 
 def slow_area(i, n_label, n_native) -> list[int]:
-    """Native pixels whose centres lie in label pixel i, by exact fractions, and the one nearest to its centre."""
+    """Native pixels that overlap label pixel i, by exact fractions, and the one nearest to its centre."""
     ratio = Fraction(n_native, n_label)
-    inside = [j for j in range(n_native) if i * ratio <= j + Fraction(1, 2) < (i + 1) * ratio]
+    inside = [j for j in range(n_native) if j + 1 > i * ratio and j < (i + 1) * ratio]
     middle = min(range(n_native), key=lambda j: (abs(j + Fraction(1, 2) - (i + Fraction(1, 2)) * ratio), -j))
-    return inside or [middle], middle
+    return inside, middle
 
 
 def slow_reference(depth_m, source, truth) -> dict:
@@ -219,7 +219,7 @@ def test_a_label_that_is_the_truth_has_no_errors(size):
     assert means["mae_m"] == means["rmse_m"] == means["behind"] == means["in_front"] == 0
     assert means["at_centre"]["mae_m"] == means["at_centre"]["in_front"] == 0
     assert means["delta_125"] == 1 and set(means["coverage_cells"].values()) == {1}
-    assert means["coverage"] == pytest.approx(1, abs=0.03)  # rows between sky and surface may be sky at their centre
+    assert means["coverage"] == pytest.approx(1, abs=0.04)  # rows between sky and surface may be sky at their centre
 
 
 def test_shifted_labels_give_the_exact_shares():
@@ -273,7 +273,7 @@ def test_a_cell_counts_once_however_many_labels_it_has():
 def test_footprints():
     np.testing.assert_array_equal(footprints(3, 3), [[0, 1, 0], [1, 2, 1], [2, 3, 2]])
     np.testing.assert_array_equal(footprints(2, 4), [[0, 2, 1], [2, 4, 3]])
-    np.testing.assert_array_equal(footprints(4, 9), [[0, 2, 1], [2, 4, 3], [4, 7, 5], [7, 9, 7]])  # 2.25 px each
+    np.testing.assert_array_equal(footprints(4, 9), [[0, 3, 1], [2, 5, 3], [4, 7, 5], [6, 9, 7]])  # 2.25 px each
     np.testing.assert_array_equal(footprints(4, 2), [[0, 1, 0], [0, 1, 0], [1, 2, 1], [1, 2, 1]])
 
 

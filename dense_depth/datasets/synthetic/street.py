@@ -12,7 +12,7 @@ from dense_depth.datasets.synthetic.mesh import Mesh
 from dense_depth.datasets.synthetic.shading import Marks
 from dense_depth.geometry import SE3, se3
 
-LANE_M, LANE_EDGE_M, PARKING_M, ROAD_M, PAVEMENT_M = 2.4, 4.3, 5.3, 6.4, 10.0  # lateral, from the middle of a street
+LANE_M, LANE_EDGE_M, PARKING_M, ROAD_M, PAVEMENT_M = 2.3, 4.6, 5.7, 6.8, 10.4  # lateral, from the middle of a street
 CROSSING_ROAD_M, CORNER_M = 5.0, 9.0  # the same of a crossing street: half its road; up to its houses
 GROUND_M = 90.0  # the world ends here on both sides
 KERB_M, RAMP_M = 0.12, 0.15  # height and width of the step between road and pavement
@@ -88,7 +88,7 @@ class Street:
     def mesh(self) -> Mesh:
         """The ground as a grid whose lines follow the street and the crossing ones, so that kerbs are straight."""
         half = np.array(
-            [0, 2.4, 4.5, ROAD_M, ROAD_M + RAMP_M, 8.0, PAVEMENT_M, 12, 15, 20, 26, 34, 44, 56, 70, GROUND_M]
+            [0, 2.4, LANE_EDGE_M, ROAD_M, ROAD_M + RAMP_M, 8.5, PAVEMENT_M, 12, 15, 20, 26, 34, 44, 56, 70, GROUND_M]
         )
         lateral = np.concatenate([-half[:0:-1], half])
         lines = np.arange(-60.0, self.length_m + 61.0, 1.5)

@@ -29,7 +29,7 @@ from dense_depth.datasets.synthetic.traffic import Actor, Profile, moving, stand
 from dense_depth.geometry import SE3, se3
 
 EGO_START_M, AHEAD_M = 90.0, 120.0  # where the ego vehicle starts, and how much street lies beyond where it ends
-CYCLE_LANE_M, TREES_M, FURNITURE_M, WALK_M = 3.85, 7.4, 6.9, (8.4, 9.4)  # lateral, from the middle of the street
+CYCLE_LANE_M, TREES_M, FURNITURE_M, WALK_M = 4.15, 7.8, 7.3, (8.8, 9.8)  # lateral, from the middle of the street
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def furniture(street: Street, rng: np.random.Generator) -> list[Mesh]:
                 found.append(thing(rng).moved(street.beside(x, side * FURNITURE_M, inward)))
         shelter_m = rng.uniform(EGO_START_M + 15, street.length_m - 60)
         if not street.near_crossing(shelter_m, 14.0):
-            found.append(scenery.bus_shelter(rng).moved(street.beside(shelter_m, side * 8.9, inward)))
+            found.append(scenery.bus_shelter(rng).moved(street.beside(shelter_m, side * 9.3, inward)))
         for crossing_m in street.crossings_m:
             for corner in (-1, 1):
                 x = crossing_m + corner * (CROSSING_ROAD_M + 0.7)
@@ -273,7 +273,7 @@ def turning_traffic(
 def building_site(street: Street, x: float, side: int, rng: np.random.Generator) -> list[Actor]:
     """A construction vehicle on the pavement, fenced off by barriers and cones."""
     lateral = side * PARKING_M
-    found = [standing("digger", diggers.construction(rng), street.beside(x, side * 6.9, rng.uniform(-0.3, 0.3)))]
+    found = [standing("digger", diggers.construction(rng), street.beside(x, side * 7.4, rng.uniform(-0.3, 0.3)))]
     for i, along_m in enumerate(np.arange(-6.0, 6.1, 2.4)):
         place = street.beside(x + along_m, lateral - side * 1.2, np.pi / 2 + rng.uniform(-0.05, 0.05))
         found.append(standing(f"barrier-{i}", scenery.barrier(rng), place))
@@ -356,5 +356,5 @@ def parked(street: Street, kept_free: list[tuple[float, int]], late_m: float, rn
             if street.near_crossing(float(x)) or any(abs(x - at) < 12 and where == side for at, where in kept_free):
                 continue
             body = cycles.bicycle(rng, False) if rng.uniform() < 0.6 else cycles.motorcycle(rng, False)
-            park(body, float(x), side, 7.9)
+            park(body, float(x), side, 8.3)
     return found
