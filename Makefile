@@ -1,5 +1,5 @@
 # setup  makes .venv and installs everything, once: some minutes on a new machine
-# demo   generated dataset -> labels -> catalog version, in demo/
+# demo   generated dataset -> labels -> catalog version -> its errors against exact depth, in demo/
 # test, lint, bench (all of benchmarks/), clean (all but .venv)
 
 SHELL := /bin/bash
@@ -43,8 +43,10 @@ demo/data/.done: $(wildcard dense_depth/datasets/synthetic*.py dense_depth/datas
 demo: demo/data/.done
 	$(BIN)/python pipelines/accumulate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
 	  --store demo/store --tag demo
-	$(BIN)/python -m catalog --store demo/store show demo
+	$(BIN)/python pipelines/evaluate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
+	  --store demo/store --ref demo --truth --pictures demo/pictures --tag demo
 	$(BIN)/python -m catalog --store demo/store verify demo
+	@echo "Look at demo/pictures: image, label, truth and errors, the worst frames first; images are in demo/data/samples"
 
 test: $(READY)
 	$(BIN)/python -m pytest

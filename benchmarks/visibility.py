@@ -65,14 +65,18 @@ def candidates() -> dict[str, list[Candidate]]:
     tests: dict[str, Test] = {"none": UNTESTED, "key surface": key_surface}
     for height, width in ((3, 3), (7, 5), (11, 7)):  # at 256x704, as usually given; grown with the image
         tests[f"window minimum {height}x{width}"] = window_minimum(height, width)
-    for quadrants, width, height in ((3, 0.3, 0.6), (3, 0.6, 0.6), (4, 0.6, 0.6), (4, 0.6, 1.2), (4, 1.2, 1.2)):
+    sizes = ((4, 0.6, 1.2), (4, 1.2, 1.2), (4, 1.8, 1.8), (4, 2.4, 2.4))
+    for quadrants, width, height in (*sizes, (3, 0.6, 0.6), (3, 0.9, 0.9), (3, 1.2, 1.2), (2, 0.6, 0.6)):
         tests[f"quadrants {quadrants}, {width}x{height} deg"] = VisibilityConfig(
             min_quadrants=quadrants, width_deg=width, height_deg=height
         )
+    for margin_m, ratio in ((0.2, 0.02), (0.5, 0.05), (0.3, 0.1)):
+        tests[f"quadrants, margin {margin_m} m + {ratio:.0%}"] = VisibilityConfig(margin_m=margin_m, margin_ratio=ratio)
     windows = {"key sweep alone": ONE_SWEEP}
     for past_s, future_s in ((0.25, 0.25), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)):
         windows[f"{past_s} s before, {future_s} s after"] = AccumulationConfig(past_s=past_s, future_s=future_s)
     dynamics = {name: dataclasses.replace(default, dynamics=name) for name in ("none", "drop", "boxes")}
+    dynamics |= {f"box margin {m} m": dataclasses.replace(default, box_margin_m=m) for m in (0.0, 0.3)}
     return {
         "visibility test, default window": [Candidate(name, default, test) for name, test in tests.items()],
         "window, default test": [Candidate(name, window, VisibilityConfig()) for name, window in windows.items()],
@@ -97,7 +101,7 @@ def main() -> None:
             one_sweep = next(c for c in groups["window, default test"] if c.accumulation is ONE_SWEEP)
             for title, group in groups.items():
                 print_group(title, group, one_sweep, n_labels)
-            print_causes(groups["moving objects, default window and test"][-1])
+            print_causes(groups["moving objects, default window and test"][2])
 
 
 def measure(root: Path, found: list[Candidate], scale: float, crop_height: int | None) -> tuple[str, int]:
@@ -161,18 +165,19 @@ def trails(
 
 def print_group(title: str, group: list[Candidate], one_sweep: Candidate, n_labels: int) -> None:
     print(
-        f"{title:40s}  kept %  behind %  in front %  behind, in front by the pixel's centre %"
-        "  MAE m  RMSE m  coverage %     x  cells 16, 8, 4 %  trails  ms"
+        f"{title:40s}  kept %  behind %  in front %  (by pixel centres: behind, in front %)   MAE m  RMSE m"
+        "  coverage %     x  cells 16, 8, 4 %  trails  ms"
     )
     base = one_sweep.errors.means()["coverage"]
-    untested = next((c.right for c in group if c.name == "none"), np.nan)
+    untested = next((c.right for c in group if c.test is UNTESTED), np.nan)
     for candidate in group:
         mean = candidate.errors.means()
         cells, centre = mean["coverage_cells"], mean["at_centre"]
+        kept = f"{100 * candidate.right / untested:7.2f}" if untested > 0 else "      -"
         print(
-            f"{candidate.name:40s} {100 * candidate.right / untested:7.2f} {100 * mean['behind']:9.3f} "
-            f"{100 * mean['in_front']:11.3f} {100 * centre['behind']:20.3f} {100 * centre['in_front']:20.3f} "
-            f"{mean['mae_m']:6.3f} {mean['rmse_m']:7.3f} {100 * mean['coverage']:11.2f} {mean['coverage'] / base:5.1f} "
+            f"{candidate.name:40s} {kept} {100 * mean['behind']:9.3f} {100 * mean['in_front']:11.3f} "
+            f"{100 * centre['behind']:27.3f} {100 * centre['in_front']:13.3f} "
+            f"{mean['mae_m']:7.3f} {mean['rmse_m']:7.3f} {100 * mean['coverage']:11.2f} {mean['coverage'] / base:5.1f} "
             f"{100 * cells['16']:6.1f} {100 * cells['8']:4.1f} {100 * cells['4']:4.1f} "
             f"{1e6 * candidate.trails / mean['n']:7.0f} {1e3 * candidate.seconds / n_labels:3.0f}"
         )

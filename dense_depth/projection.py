@@ -47,7 +47,7 @@ class VisibilityConfig:
 
     visibility: Literal["quadrants", "none"] = "quadrants"
     min_quadrants: int = 4
-    width_deg: float = 0.6
+    width_deg: float = 1.2
     height_deg: float = 1.2
     margin_m: float = 0.3
     margin_ratio: float = 0.05

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dense_depth.datasets.synthetic.materials import Material
-from dense_depth.geometry import SE3, invert, transform
+from dense_depth.geometry import invert, transform
 
 Vector = Sequence[float] | Float[np.ndarray, "3"]
 Vectors = Vector | Sequence[Vector] | Float[np.ndarray, "*n 3"]
@@ -69,10 +69,10 @@ class Mesh:
         hits = self.raycaster.cast_rays(Tensor.from_numpy(rays))
         return hits["t_hit"].numpy(), hits["primitive_ids"].numpy().astype(np.int32)
 
-    def moved(self, dst_SE3_src: SE3) -> "Mesh":
-        """The same mesh in another frame."""
-        corners_m = transform(dst_SE3_src, self.corners_m.reshape(-1, 3)).reshape(self.corners_m.shape)
-        return Mesh(corners_m, self.texture @ invert(dst_SE3_src), self.colours, self.materials)
+    def moved(self, dst_SE3_src: Float[np.ndarray, "*t 4 4"]) -> "Mesh":
+        """The same mesh in another frame; with a transform for each triangle, each has its own."""
+        corners_m, texture = transform(dst_SE3_src, self.corners_m), self.texture @ invert(dst_SE3_src)
+        return Mesh(corners_m, texture, self.colours, self.materials)
 
 
 EMPTY = Mesh(np.empty((0, 3, 3)), np.empty((0, 2, 4)), np.empty((0, 3), np.uint8), np.empty(0, np.uint8))

@@ -76,7 +76,7 @@ def _draw(corners, instances, cam_T_world, K, inverse_depth, triangle, last, pix
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     T = cam_T_world
     p = np.empty((3, 3))
-    xs, ys = np.empty(4), np.empty(4)
+    xs, ys, edges = np.empty(4), np.empty(4), np.empty((2, 4, 2))
     for t in range(len(corners)):
         n_near = 0
         left = right = top = bottom = True
@@ -114,14 +114,14 @@ def _draw(corners, instances, cam_T_world, K, inverse_depth, triangle, last, pix
                 ys[n] = fy * (p[k, 1] + s * (p[q, 1] - p[k, 1])) / NEAR_M + cy
                 n += 1
         instance = instances[t]
-        _fill(xs, ys, n, a, b, c, np.int32(t), inverse_depth, triangle)
+        _fill(xs, ys, n, edges, a, b, c, np.int32(t), inverse_depth, triangle)
         if instance:
-            pixels_on[instance] += _mark(xs, ys, n, instance, last)
+            pixels_on[instance] += _mark(xs, ys, n, edges, instance, last)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _draw_heights(corners, T, heights, unused):  # type: ignore[no-untyped-def]
-    xs, ys, zs = np.empty(4), np.empty(4), np.empty(3)
+    xs, ys, zs, edges = np.empty(4), np.empty(4), np.empty(3), np.empty((2, 4, 2))
     for t in range(len(corners)):
         for k in range(3):
             x, y, z = np.float64(corners[t, k, 0]), np.float64(corners[t, k, 1]), np.float64(corners[t, k, 2])
@@ -133,7 +133,7 @@ def _draw_heights(corners, T, heights, unused):  # type: ignore[no-untyped-def]
             continue
         a = ((zs[1] - zs[0]) * (ys[2] - ys[0]) - (zs[2] - zs[0]) * (ys[1] - ys[0])) / area
         b = ((xs[1] - xs[0]) * (zs[2] - zs[0]) - (xs[2] - xs[0]) * (zs[1] - zs[0])) / area
-        _fill(xs, ys, 3, a, b, zs[0] - a * xs[0] - b * ys[0], np.int32(t), heights, unused)
+        _fill(xs, ys, 3, edges, a, b, zs[0] - a * xs[0] - b * ys[0], np.int32(t), heights, unused)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -144,45 +144,55 @@ def _rows(ys, n, height):  # type: ignore[no-untyped-def]
     return int(np.ceil(max(lowest, 0.0))), int(np.floor(min(highest, height - 1.0)))
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _side(xs, ys, n):  # type: ignore[no-untyped-def]
-    """1 or -1 by the sense of rotation of a convex polygon."""
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _edges(xs, ys, n, edges):  # type: ignore[no-untyped-def]
+    """The lines u = slope * row + start that bound a convex polygon on the left [0] and right [1], and their numbers.
+
+    The slope and start of an edge are exactly the same when its ends are swapped, so triangles that share an edge leave
+    no pixel between them.
+    """
     area = 0.0
     for k in range(n):
         q = (k + 1) % n
         area += xs[k] * ys[q] - xs[q] * ys[k]
-    return 1.0 if area > 0 else -1.0
+    n_left = n_right = 0
+    for k in range(n):
+        q = (k + 1) % n
+        fall = ys[k] - ys[q]
+        if abs(fall) < 1e-9:  # bounds rows, not columns
+            continue
+        slope, start = (xs[k] - xs[q]) / fall, (xs[q] * ys[k] - xs[k] * ys[q]) / fall
+        if fall * area > 0:
+            edges[0, n_left, 0], edges[0, n_left, 1] = slope, start
+            n_left += 1
+        else:
+            edges[1, n_right, 0], edges[1, n_right, 1] = slope, start
+            n_right += 1
+    return n_left, n_right
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _span(xs, ys, n, side, row, width):  # type: ignore[no-untyped-def]
-    """First and last column of a convex polygon in a row.
-
-    The coefficients of an edge change their sign exactly when its ends are swapped, so triangles that share an edge
-    leave no pixel between them.
-    """
+def _span(edges, n_left, n_right, row, width):  # type: ignore[no-untyped-def]
+    """First and last column of a convex polygon in a row."""
     first, last = 0.0, width - 1.0
-    for k in range(n):
-        q = (k + 1) % n
-        slope, rest = ys[k] - ys[q], (xs[q] - xs[k]) * row + (xs[k] * ys[q] - xs[q] * ys[k])
-        if slope * side > 0:
-            first = max(first, -rest / slope)
-        elif slope * side < 0:
-            last = min(last, -rest / slope)
-        elif rest * side < 0:
-            return 0, -1
+    for k in range(n_left):
+        first = max(first, edges[0, k, 0] * row + edges[0, k, 1])
+    for k in range(n_right):
+        last = min(last, edges[1, k, 0] * row + edges[1, k, 1])
     return int(np.ceil(first)), int(np.floor(last))
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(xs, ys, n, a, b, c, index, values, indices):  # type: ignore[no-untyped-def]
+def _fill(xs, ys, n, edges, a, b, c, index, values, indices):  # type: ignore[no-untyped-def]
     """Keeps the greatest of a u + b v + c over the pixels of a convex polygon, and whose it is."""
     height, width = values.shape
     top, bottom = _rows(ys, n, height)
-    side = _side(xs, ys, n)
+    if bottom < top:
+        return
+    n_left, n_right = _edges(xs, ys, n, edges)
     keep_index = indices.shape == values.shape
     for row in range(top, bottom + 1):
-        first, last = _span(xs, ys, n, side, row, width)
+        first, last = _span(edges, n_left, n_right, row, width)
         if last < first:
             continue
         start, slope = a * first + b * row + c, a
@@ -201,15 +211,22 @@ def _fill(xs, ys, n, a, b, c, index, values, indices):  # type: ignore[no-untype
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark(xs, ys, n, instance, last_instance):  # type: ignore[no-untyped-def]
+def _mark(xs, ys, n, edges, instance, last_instance):  # type: ignore[no-untyped-def]
     """How many pixels of a polygon its instance had not covered yet."""
     height, width = last_instance.shape
     top, bottom = _rows(ys, n, height)
-    side = _side(xs, ys, n)
+    if bottom < top:
+        return 0
+    n_left, n_right = _edges(xs, ys, n, edges)
     fresh = 0
     for row in range(top, bottom + 1):
-        first, last = _span(xs, ys, n, side, row, width)
-        for column in range(first, last + 1):
-            fresh += last_instance[row, column] != instance
-            last_instance[row, column] = instance
+        first, last = _span(edges, n_left, n_right, row, width)
+        if last < first:
+            continue
+        line = last_instance[row, first : last + 1]
+        in_row = np.uint16(0)
+        for i in range(len(line)):
+            in_row += np.uint16(line[i] != instance)
+            line[i] = instance
+        fresh += in_row
     return fresh

@@ -91,12 +91,14 @@ class SceneWriter:
     def keyframe(self, key: int) -> None:
         """The sweeps since the last keyframe, up to and with this one's, and its images and truth."""
         key_sweep = key * SWEEPS_PER_KEYFRAME
-        for sweep in range(max(0, key_sweep - SWEEPS_PER_KEYFRAME + 1), key_sweep + 1):
-            if sweep == key_sweep or not self.is_missing(sweep):
-                points = self.write_sweep(sweep)
+        since_last = range(max(0, key_sweep - SWEEPS_PER_KEYFRAME + 1), key_sweep + 1)
+        sweeps = [sweep for sweep in since_last if sweep == key_sweep or not self.is_missing(sweep)]
+        revolutions = [self.record(LIDAR, sweep) for sweep in sweeps]
         exposures = [self.record(camera.channel, key_sweep, camera.delay_us) for camera in self.cameras]
         with ThreadPoolExecutor(2) as pool:
+            scans = pool.submit(lambda: list(map(self.write_sweep, sweeps, revolutions)))
             counts = list(pool.map(self.write_frame, repeat(key), self.cameras, exposures))
+        points = scans.result()[-1]
         seen, pixels_on = np.sum(counts, axis=0)
 
         time_s = key_sweep * SWEEP_US * 1e-6
@@ -145,9 +147,9 @@ class SceneWriter:
         self.data[channel].append(row)
         return scene_us * 1e-6, self.out / filename
 
-    def write_sweep(self, sweep: int) -> Float[np.ndarray, "n 5"]:
+    def write_sweep(self, sweep: int, revolution: tuple[float, Path]) -> Float[np.ndarray, "n 5"]:
         """One LiDAR revolution; returns its points (x, y, z in the sensor frame, intensity, ring)."""
-        time_s, path = self.record(LIDAR, sweep)
+        time_s, path = revolution
         points = scan(self.world, self.lidar, time_s, np.random.default_rng([*self.seed, sweep]))
         points.tofile(path)
         return points

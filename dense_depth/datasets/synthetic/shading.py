@@ -14,8 +14,8 @@ from dense_depth.datasets.synthetic.raster import Canvas, draw_heights
 from dense_depth.geometry import SE3
 
 TILE = 256  # pixels per side of the noise tile
-SHADOW_PITCH_M, SHADOW_BIAS_M = 0.08, 0.1
-HAZE_M = 260.0  # contrast falls to 1/e over this distance
+SHADOW_PITCH_M, SHADOW_BIAS_M = 0.1, 0.12
+HAZE_M = 300.0  # contrast falls to half over this distance
 
 _STREET, _FACADE, _BRICK, _CONCRETE, _ROOF, _GLASS, _METAL, _WOOD, _FOLIAGE, _BARK, _PAINT, _RUBBER = range(12)
 _PLASTIC, _CLOTH, _SKIN, _SIGN, _STRIPES, _LAMP = range(12, len(Material))
@@ -118,8 +118,8 @@ def shade(
     _shade(
         canvas.triangle,
         canvas.inverse_depth,
-        mesh.texture.astype(np.float32),
-        mesh.normals.astype(np.float32),
+        mesh.texture,
+        mesh.corners_m,
         mesh.colours,
         mesh.materials,
         world_SE3_cam.astype(np.float32),
@@ -148,6 +148,15 @@ def _noise(tile, x, y):  # type: ignore[no-untyped-def]
     return (tile[j, i] * (one - a) + tile[j, k] * a) * (one - b) + (tile[m, i] * (one - a) + tile[m, k] * a) * b
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _grain(tile, s, t, per_m, footprint):  # type: ignore[no-untyped-def]
+    """Noise of so many tile pixels per metre, which fades out where it is finer than the image."""
+    strength = np.float32(0.9) / (per_m * footprint)
+    if strength < 0.1:
+        return np.float32(0.0)
+    return _noise(tile, s * per_m, t * per_m) * min(np.float32(1.0), strength)
+
+
 @numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _hash(i, j):  # type: ignore[no-untyped-def]
     """A number in [0, 1) from two integers."""
@@ -163,7 +172,7 @@ def _sky(tile, x, y, z, to_sun, clouds):  # type: ignore[no-untyped-def]
     blend = np.float32(1.0) - (np.float32(1.0) - up) ** 3
     r, g, b = 214 - 130 * blend, 224 - 90 * blend, 235 - 28 * blend
     glow = max(x * to_sun[0] + y * to_sun[1] + z * to_sun[2], np.float32(0.0)) ** 24
-    if up > 0.01:
+    if up > 0.01 and clouds > 0:
         spread = np.float32(14.0) / (up + np.float32(0.12))
         cover = _noise(tile, x * spread, y * spread) + np.float32(0.4) * _noise(tile, x * spread * 4, y * spread * 4)
         cover = min(max(np.float32(0.5) * cover + clouds - np.float32(0.3), np.float32(0.0)), np.float32(0.9))
@@ -192,18 +201,16 @@ def _street(tile, s, t, footprint, marks):  # type: ignore[no-untyped-def]
     for k in range(4, len(marks)):
         along = min(along, abs(s - marks[k]))
     broad = _noise(tile, s * np.float32(1.3), t * np.float32(1.3))
-    fine = _noise(tile, s * 150, t * 150) * min(np.float32(1.0), np.float32(0.006) / footprint)
+    fine = _grain(tile, s, t, np.float32(150.0), footprint)
     on_road, on_crossing = across < road, along < crossing_road
     if on_road or on_crossing:
         tone = 94 + 3 * broad + 6 * fine
         wheel = abs(abs(across - np.float32(2.4)) - np.float32(0.8))  # worn by wheels
         if on_road and wheel < 0.3:
             tone += 5
-        if _noise(tile, s * 9 + 77, t * 9) > 2.3:  # patched
-            tone -= 14
-        crack = abs(_noise(tile, s * 5 + 31, t * 5 + 7))
-        if crack < 0.012 and footprint < 0.05:
-            tone -= 22
+        if footprint < 0.05:
+            tone -= 14 * (_noise(tile, s * 9 + 77, t * 9) > 2.3)  # patched
+            tone -= 22 * (abs(_noise(tile, s * 5 + 31, t * 5 + 7)) < 0.012)  # cracks
         paint: Any = False
         if on_road and not on_crossing:
             clear = along > crossing_road + 5
@@ -289,7 +296,7 @@ def _shade(  # type: ignore[no-untyped-def]
     triangle,
     inverse_depth,
     texture,
-    normals,
+    corners,
     colours,
     materials,
     pose,
@@ -307,26 +314,33 @@ def _shade(  # type: ignore[no-untyped-def]
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     rows, columns = triangle.shape
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    per_focal = one / fx
     M = map_T_world
     for row in range(rows):
         for column in range(columns):
-            rx, ry = (np.float32(column) - cx) / fx, (np.float32(row) - cy) / fy
+            rx, ry = (np.float32(column) - cx) * per_focal, (np.float32(row) - cy) / fy
             length = np.sqrt(rx * rx + ry * ry + one)
-            dx = (pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2]) / length
-            dy = (pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2]) / length
-            dz = (pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2]) / length
+            unit = one / length
+            dx = (pose[0, 0] * rx + pose[0, 1] * ry + pose[0, 2]) * unit
+            dy = (pose[1, 0] * rx + pose[1, 1] * ry + pose[1, 2]) * unit
+            dz = (pose[2, 0] * rx + pose[2, 1] * ry + pose[2, 2]) * unit
             which = triangle[row, column]
             if which < 0:
                 r, g, b = _sky(tile, dx, dy, dz, to_sun, clouds)
                 out[row, column, 0], out[row, column, 1], out[row, column, 2] = min(r, 255), min(g, 255), min(b, 255)
                 continue
-            distance = length / inverse_depth[row, column]
-            footprint = one / (inverse_depth[row, column] * fx)  # metres per pixel
+            depth = one / inverse_depth[row, column]
+            distance, footprint = length * depth, depth * per_focal  # footprint: metres per pixel
             x, y, z = pose[0, 3] + distance * dx, pose[1, 3] + distance * dy, pose[2, 3] + distance * dz
             U = texture[which]
             s = U[0, 0] * x + U[0, 1] * y + U[0, 2] * z + U[0, 3]
             t = U[1, 0] * x + U[1, 1] * y + U[1, 2] * z + U[1, 3]
-            nx, ny, nz = normals[which, 0], normals[which, 1], normals[which, 2]
+            C = corners[which]
+            ax, ay, az = C[1, 0] - C[0, 0], C[1, 1] - C[0, 1], C[1, 2] - C[0, 2]
+            bx, by, bz = C[2, 0] - C[0, 0], C[2, 1] - C[0, 1], C[2, 2] - C[0, 2]
+            nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+            unit = one / np.sqrt(nx * nx + ny * ny + nz * nz)
+            nx, ny, nz = nx * unit, ny * unit, nz * unit
             facing = nx * dx + ny * dy + nz * dz
             if facing > 0:
                 nx, ny, nz, facing = -nx, -ny, -nz, -facing
@@ -409,7 +423,7 @@ def _shade(  # type: ignore[no-untyped-def]
             # The shaded side is bluish, the sunny one warm.
             warm = np.float32(0.05) * min(lit * 2, one)
             r, g, b = r * level * (one + warm), g * level, b * level * (np.float32(1.06) - 2 * warm)
-            clear = np.exp(-distance / np.float32(HAZE_M))
+            clear = one / (one + distance * np.float32(1 / HAZE_M))
             r, g, b = 205 + (r - 205) * clear, 214 + (g - 214) * clear, 224 + (b - 224) * clear
             out[row, column, 0] = np.uint8(min(max(r, zero), np.float32(255)))
             out[row, column, 1] = np.uint8(min(max(g, zero), np.float32(255)))

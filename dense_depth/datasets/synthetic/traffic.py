@@ -39,16 +39,15 @@ class Actor:
         """Pose of the annotated box."""
         return self.pose(self.travelled(time_s), self.body.size_lwh_m[2] / 2)
 
+    def world_SE3_parts(self, time_s: float) -> list[SE3]:
+        """Poses of the parts of its body."""
+        distance_m, world_SE3_box = self.travelled(time_s), self.world_SE3_box(time_s)
+        own = [part.box_SE3_part for part in self.body.parts]
+        return [world_SE3_box if pose is None else world_SE3_box @ pose(distance_m) for pose in own]
+
     def mesh(self, time_s: float) -> Mesh:
         """The object in the world frame."""
-        distance_m, world_SE3_box = self.travelled(time_s), self.world_SE3_box(time_s)
-        parts = [
-            part.mesh.moved(
-                world_SE3_box if part.box_SE3_part is None else world_SE3_box @ part.box_SE3_part(distance_m)
-            )
-            for part in self.body.parts
-        ]
-        return merge(parts)
+        return merge([part.mesh.moved(pose) for part, pose in zip(self.body.parts, self.world_SE3_parts(time_s))])
 
     def speed_mps(self, time_s: float) -> float:
         """Its speed."""

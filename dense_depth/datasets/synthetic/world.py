@@ -53,29 +53,40 @@ class World:
     @cached_property
     def still(self) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
         """What never moves, as float32 in the world frame, and the instance of each triangle."""
-        return self._gather([self.background, *(actor.mesh(0.0) for actor in self.actors if not actor.moves)], False)
+        found = [(0, self.background)]
+        found += [(i, actor.mesh(0.0)) for i, actor in enumerate(self.actors, start=1) if not actor.moves]
+        return merge([mesh for _, mesh in found]).float32, _owners(found)
 
     def movers(self, time_s: float) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
         """What moves, where it is at a time; as ``still``."""
-        return self._gather([actor.mesh(time_s) for actor in self.actors if actor.moves], True)
+        mesh, instances, part_of = self._moving_parts
+        world_SE3_part = [pose for actor in self.actors if actor.moves for pose in actor.world_SE3_parts(time_s)]
+        return mesh.moved(np.array(world_SE3_part)[part_of]).float32, instances
 
-    def _gather(self, meshes: list[Mesh], moves: bool) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
-        instances = [i for i, actor in enumerate(self.actors, start=1) if actor.moves == moves]
-        if not moves:
-            instances = [0, *instances]
-        return merge(meshes).float32, np.repeat(np.array(instances, np.uint16), [len(mesh) for mesh in meshes])
+    @cached_property
+    def _moving_parts(self) -> tuple[Mesh, UInt16[np.ndarray, " t"], UInt16[np.ndarray, " t"]]:
+        """The parts of all that moves, each in its own frame; the instance and the part of each triangle."""
+        moving = [(i, actor) for i, actor in enumerate(self.actors, start=1) if actor.moves]
+        parts = [(i, part.mesh) for i, actor in moving for part in actor.body.parts]
+        meshes = [mesh for _, mesh in parts]
+        return merge(meshes), _owners(parts), _owners(list(enumerate(meshes)))
 
     @cached_property
     def shadows(self) -> ShadowMap:
         """The shadow map of what never moves, within the reach of the eye."""
         corners_m = self.still[0].corners_m
-        middle = GROUND_M + np.array([-45.0, 45.0])
+        middle = GROUND_M + np.array([-35.0, 35.0])
         heights = corners_m[..., 2]
         low = np.array([-20.0, middle[0], heights.min()])
         high = np.array([self.street.length_m + 20.0, middle[1], heights.max()])
         shadows = ShadowMap(self.light, low, high)
         shadows.draw(corners_m)
         return shadows
+
+
+def _owners(meshes: list[tuple[int, Mesh]]) -> UInt16[np.ndarray, " t"]:
+    """The number that goes with each mesh, for each of its triangles."""
+    return np.repeat(np.array([i for i, _ in meshes], np.uint16), [len(mesh) for _, mesh in meshes])
 
 
 def build_world(duration_s: float, rng: np.random.Generator) -> World:
