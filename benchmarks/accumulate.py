@@ -29,7 +29,9 @@ from dense_depth.storage import dequantise
 N_SWEEPS = 21
 KEYFRAMES = 10
 REPEATS = 5
-CONFIG = AccumulationConfig(past_s=1.0, future_s=0.0, dynamics="none", ego_crop_m=1.0, min_range_m=0, max_range_m=200)
+CONFIG = AccumulationConfig(
+    past_s=1.0, future_s=0.0, dynamics="none", ego_crop_m=(1.0, 1.0), min_range_m=0, max_range_m=200
+)
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class AccumulationConfig:
         future_s: Use sweeps up to this long after the camera's time.
         dynamics: Points on moving objects are carried along the object's boxes to the camera's time ("boxes"),
             dropped ("drop"), or left where the sweep saw them ("none").
-        ego_crop_m: Points with max(|x|, |y|) below this in the sensor frame lie on the ego vehicle.
+        ego_crop_m: Points nearer to the sensor than this both along and across the vehicle lie on the ego vehicle.
         min_range_m: Nearest range from the sensor.
         max_range_m: Farthest range from the sensor.
         box_margin_m: Boxes grow by this on all sides but the bottom, where the ground is.
@@ -76,7 +76,7 @@ class AccumulationConfig:
     past_s: float = 1.0
     future_s: float = 1.0
     dynamics: Literal["boxes", "drop", "none"] = "boxes"
-    ego_crop_m: float = 2.0
+    ego_crop_m: tuple[float, float] = (2.0, 1.0)
     min_range_m: float = 1.0
     max_range_m: float = 80.0
     box_margin_m: float = 0.1
@@ -86,9 +86,11 @@ class AccumulationConfig:
     bad_sweeps: Literal["fail", "drop"] = "fail"
 
     def __post_init__(self) -> None:
-        for name in ("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "extrapolate_s"):
+        for name in ("past_s", "future_s", "min_range_m", "box_margin_m", "extrapolate_s"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be zero or more")
+        if not all(0 <= crop_m < np.inf for crop_m in self.ego_crop_m):
+            raise InputError(f"--ego-crop-m {self.ego_crop_m}: must be zero or more")
         if not self.min_range_m < self.max_range_m <= 200:
             raise InputError(
                 f"--max-range-m {self.max_range_m}: must lie above --min-range-m ({self.min_range_m}) and at most "
@@ -166,6 +168,7 @@ def cut_sweep(
     world_SE3_sensor: SE3,
     boxes: Sequence[Box],
     config: AccumulationConfig,
+    forward_axis: int = 0,
     out: Float[np.ndarray, "3 n"] | None = None,
 ) -> Cut:
     """Sorts the points of a sweep into segments: static by azimuth sector, then one per box.
@@ -175,6 +178,7 @@ def cut_sweep(
         world_SE3_sensor: Pose of the sensor at the sweep's time.
         boxes: Boxes of the moving objects at the sweep's time; a point in two boxes belongs to the first.
         config: Crops, margins and what to do with moving objects.
+        forward_axis: As in ``Sweep``.
         out: Room for the kept points, at least as many columns as points; new if not given.
     """
     if out is None:
@@ -187,9 +191,11 @@ def cut_sweep(
         centre[i] = sensor_SE3_box[:3, 3]
         box_SE3_sensor[i] = invert(sensor_SE3_box)[:3]
     lower, upper = _box_bounds(boxes, config.box_margin_m)
+    crop_x, crop_y = config.ego_crop_m[::-1] if forward_axis else config.ego_crop_m
     reason, reason_counts, start, bounds = _cut(
         np.ascontiguousarray(points[:, :3].T),
-        np.float32(config.ego_crop_m),
+        np.float32(crop_x),
+        np.float32(crop_y),
         np.float32(config.min_range_m),
         np.float32(config.max_range_m),
         box_SE3_sensor,
@@ -241,7 +247,7 @@ def _sector_corners(bounds: Float[np.ndarray, "sweeps sectors 4"]) -> Float[np.n
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, upper, drop, out):  # type: ignore[no-untyped-def]
+def _cut(points, crop_x, crop_y, min_range, max_range, box_SE3_sensor, centre, lower, upper, drop, out):  # type: ignore[no-untyped-def]
     """Reason and segment of every point, then a stable counting sort by segment into ``out``.
 
     Points are (3, n) and contiguous; ``out`` has room for all, and those not kept come after all others.
@@ -258,7 +264,7 @@ def _cut(points, ego_crop, min_range, max_range, box_SE3_sensor, centre, lower, 
     for i in range(n):  # selects in place of branches: compiles to SIMD, and nothing is mispredicted
         x, y, z = xs[i], ys[i], zs[i]
         finite = (abs(x) < far_away) & (abs(y) < far_away) & (abs(z) < far_away)
-        ego = (abs(x) < ego_crop) & (abs(y) < ego_crop)
+        ego = (abs(x) < crop_x) & (abs(y) < crop_y)
         range_sq = x * x + y * y + z * z
         beyond = (range_sq < min_sq) | (range_sq > max_sq)
         code = np.int32(_RANGE) if beyond else np.int32(_STATIC)
@@ -413,7 +419,8 @@ class SceneCloud:
     def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
         points = read_sweep(sweep)
-        cut = cut_sweep(points, sweep.world_SE3_sensor, boxes, self._config, self.xyz[:, n_kept:])
+        pose, axis = sweep.world_SE3_sensor, sweep.forward_axis
+        cut = cut_sweep(points, pose, boxes, self._config, axis, self.xyz[:, n_kept:])
         n_bad = cut.reason_counts[Reason.NONFINITE]
         if n_bad > self._config.max_bad_points * len(points):
             message = (

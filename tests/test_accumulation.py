@@ -11,7 +11,7 @@ from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Sou
 from dense_depth.datasets.base import Box, CameraFrame, Scene, Sweep, Track
 from dense_depth.geometry import invert, se3, transform
 
-CONFIG = AccumulationConfig(ego_crop_m=0.0, min_range_m=0.0)
+CONFIG = AccumulationConfig(ego_crop_m=(0.0, 0.0), min_range_m=0.0)
 K = np.array([[100.0, 0, 49.5], [0, 100.0, 24.5], [0, 0, 1]])
 
 
@@ -131,7 +131,8 @@ def test_window_and_left_out_sweeps(tmp_path):
         cloud.select(np.eye(4), 1_400_000, "s4")
 
 
-def test_cut_accounts_for_every_point():
+@pytest.mark.parametrize("forward_axis", [0, 1])
+def test_cut_accounts_for_every_point(forward_axis):
     rng = np.random.default_rng(1)
     points = rng.normal(size=(5000, 5)).astype(np.float32) * [20, 20, 2, 1, 1]
     points = points.astype(np.float32)
@@ -142,12 +143,12 @@ def test_cut_accounts_for_every_point():
     points[18, :3] = 150, 0, 0
     points[19, :3] = 0, 0, 50  # straight up: no azimuth
     boxes = [Box(0, yaw_pose(0.3, 12, 4), np.array([8.0, 4.0, 3.0])), Box(0, yaw_pose(0, 12, 4), np.array([9.0, 5, 4]))]
-    config = AccumulationConfig(ego_crop_m=1.0, min_range_m=0.0, box_margin_m=0.0)
-    cut = cut_sweep(points, np.eye(4), boxes, config)
+    config = AccumulationConfig(ego_crop_m=(2.0, 1.0), min_range_m=0.0, box_margin_m=0.0)
+    cut = cut_sweep(points, np.eye(4), boxes, config, forward_axis)
 
     xyz = points[:, :3].astype(np.float64)
     bad = ~(np.abs(xyz) < 1e3).all(1)
-    ego = ~bad & (np.abs(xyz[:, :2]) < 1).all(1)
+    ego = ~bad & (np.abs(xyz[:, forward_axis]) < 2) & (np.abs(xyz[:, 1 - forward_axis]) < 1)
     far = ~bad & ~ego & (np.linalg.norm(xyz, axis=1) > 80)
     inside = [
         (np.abs(transform(invert(box.world_SE3_box), np.nan_to_num(xyz))) <= box.size_lwh_m / 2).all(1) for box in boxes

@@ -28,7 +28,12 @@ def test_past_sweeps_equal_from_file_multisweep(generated, n_sweeps, reference):
 
     key = next(sweep for sweep in scene.sweeps if sweep.token == frame.key_sweep)
     config = AccumulationConfig(
-        past_s=0.05 * (n_sweeps - 1) + 0.01, future_s=0, dynamics="none", ego_crop_m=1.0, min_range_m=0, max_range_m=200
+        past_s=0.05 * (n_sweeps - 1) + 0.01,
+        future_s=0,
+        dynamics="none",
+        ego_crop_m=(1.0, 1.0),
+        min_range_m=0,
+        max_range_m=200,
     )
     world_SE3_ref = key.world_SE3_sensor if reference == "LIDAR_TOP" else frame.world_SE3_cam
     # The window hangs on the key sweep here, as in the devkit, not on the camera's time.

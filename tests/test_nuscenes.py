@@ -35,6 +35,7 @@ def test_one_sample_of_a_cut_dataset(one_sample):
     assert one_sample.frames[0].key_sweep == one_sample.sweeps[0].token == "9d9bf11fb0e144c8b446d54a8a00184f"
     assert one_sample.frames[0].timestamp_us == 1532402927612460
     assert one_sample.sweeps[0].path.is_file()
+    assert one_sample.sweeps[0].forward_axis == 1  # nuScenes mounts its LiDAR with y forward
     assert one_sample.frames[0].path.is_file()
     (box,) = one_sample.tracks[0].boxes
     assert one_sample.tracks[0].category == "human.pedestrian.adult"
@@ -522,3 +523,14 @@ def test_what_the_devkit_refuses_and_the_tables_do_not_show(tmp_path):
 def test_missing_version(tmp_path):
     with pytest.raises(InputError, match=r"v1.0-tiny: no such folder; .*--version"):
         read(tmp_path)
+
+
+def test_the_crop_takes_the_ego_vehicle_and_nothing_beside_it(recorded):
+    """Recorded returns of the vehicle end 1.8 m ahead and 0.7 m beside the LiDAR; the road begins at 2.5 m."""
+    from dense_depth.accumulation import AccumulationConfig, Reason, cut_sweep
+
+    file = next((recorded / "nuscenes_keyframe").rglob("*LIDAR_TOP*.bin"))
+    points = np.fromfile(file, np.float32).reshape(-1, 5)
+    cut = cut_sweep(points, np.eye(4), [], AccumulationConfig(min_range_m=0.0), forward_axis=1)
+    near = np.abs(points[:, :2]).max(axis=1) < 2.0
+    np.testing.assert_array_equal(cut.reason == Reason.EGO, near)  # all that is near, here, is the vehicle

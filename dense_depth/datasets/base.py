@@ -30,6 +30,7 @@ class Sweep:
         n_features: float32 values per point in the file; the first three are x, y, z in the sensor frame.
         timestamp_us: Time of the sweep.
         world_SE3_sensor: Sensor pose at that time.
+        forward_axis: The axis of the sensor that lies along the vehicle: 0 for x, 1 for y.
     """
 
     token: str
@@ -37,6 +38,7 @@ class Sweep:
     n_features: int
     timestamp_us: int
     world_SE3_sensor: SE3
+    forward_axis: int = 0
 
 
 @dataclass(frozen=True, eq=False)
