@@ -141,11 +141,9 @@ class NuScenesDataset:
         sweep_rows = self._channel(token, name, LIDAR, notes)
         key_sweeps = self._keyframes(samples, sweep_rows, name, LIDAR)
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in sweep_rows]
-        forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1)  # of the vehicle's x, in the sensor
+        forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1).tolist()  # of the vehicle's x
         sweeps = tuple(
-            Sweep(
-                _safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, int(axis)
-            )
+            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, axis)
             for row, pose, axis in zip(sweep_rows, self._world_SE3_sensor(sweep_rows), forward)
         )
         frames: list[CameraFrame] = []
