@@ -39,7 +39,7 @@ def bev_pool(
         ValueError: Shapes, devices or dtypes that do not fit together.
     """
     _check(depth, context, index)
-    batch, _, bins, rows, columns = depth.shape
+    batch, cameras, bins, rows, columns = depth.shape
     channels = context.shape[2]
     if depth.dtype != context.dtype and not (depth.dtype == torch.float32 and context.dtype in HALF):
         common = torch.promote_types(depth.dtype, context.dtype)
@@ -49,9 +49,10 @@ def bev_pool(
     elif out_dtype not in (context.dtype, torch.promote_types(context.dtype, torch.float32)):
         raise ValueError(f"out_dtype {out_dtype}: must be that of context, {context.dtype}, or float32 for a half type")
     samples = batch if index.shape[0] == 1 else 1  # an index for the whole batch is one big sample
+    pixels = index.shape[0] * cameras * rows * columns
     out = torch.ops.dense_depth.bev_pool(
-        depth.reshape(samples, -1),
-        context.permute(0, 1, 3, 4, 2).reshape(samples, -1, channels),
+        depth.reshape(samples, pixels * bins),
+        context.permute(0, 1, 3, 4, 2).reshape(samples, pixels, channels),
         index.cell_of,
         index.start,
         index.point,
