@@ -11,8 +11,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 OPEN3D_LIBRARIES := libusb-1.0-0 libgl1 libegl1 libx11-6
 REQUIRED := numpy pyarrow zarr torch torch_scatter ray nuscenes open3d
 
-.PHONY: setup demo test lint bench clean
-setup: $(READY)
+.PHONY: setup ext demo test lint bench clean
+setup: ext
+
+# The compiled part of ext: done in a moment where it is built, in seconds where it is not.
+ext: $(READY)
+	@$(BIN)/python ext/build.py
 
 # Order matters: a bare torch is the newest build, and torch-scatter is compiled against the torch that is there.
 $(READY): pyproject.toml constraints.txt
@@ -48,7 +52,7 @@ demo: demo/data/.done
 	$(BIN)/python -m catalog --store demo/store verify demo
 	@echo "Look at demo/pictures: image, label, truth and errors, the worst frames first; images are in demo/data/samples"
 
-test: $(READY)
+test: ext
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -56,10 +60,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: ext
 	@status=0; for script in benchmarks/[!_]*.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script" || status=1; done; exit $$status
 
 clean:
-	rm -rf demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf demo build ext/lib *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
