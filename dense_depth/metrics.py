@@ -5,6 +5,7 @@ max(OUTLIER_M, OUTLIER_RATIO * reference).
 """
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -366,6 +367,38 @@ class LabelErrors:
             counts = {"behind": int(behind[index]), "in_front": int(in_front[index])}
             causes.append(names | counts | {"share": float(wrong[index] / wrong.sum())})
         return causes
+
+
+def summarise(errors: Sequence[LabelErrors] | Sequence[DepthErrors], cameras: Sequence[str]) -> dict[str, Any]:
+    """The figures of a whole version: over all of it, by camera, and, against truth, by ``SPLITS`` and causes.
+
+    Args:
+        errors: One or more; sums of floats depend on their order.
+        cameras: The camera that each is of.
+
+    Returns:
+        ``means`` under "all" and, by camera, under "cameras", with the share of all labels; for ``LabelErrors`` also
+        ``split`` under each name of ``SPLITS``, and ``causes``. Figures as by ``known``.
+    """
+    by_camera = {camera: _sum([e for e, of in zip(errors, cameras) if of == camera]) for camera in sorted({*cameras})}
+    overall = _sum(errors)
+    means = {"all": overall.means()} | {camera: own.means() for camera, own in by_camera.items()}
+    shares = {name: {"share": _ratio(own["n"], means["all"]["n"])} | own for name, own in means.items()}
+    figures: dict[str, Any] = {"all": shares.pop("all"), "cameras": shares}
+    if isinstance(overall, LabelErrors):
+        figures |= {name: overall.split(name) for name in SPLITS} | {"causes": overall.causes()}
+    return known(figures)
+
+
+def known(figures: Any) -> Any:
+    """NaN, where there was nothing to compare, as None in nested dicts: JSON and manifests have no NaN."""
+    if isinstance(figures, dict):
+        return {name: known(value) for name, value in figures.items()}
+    return None if isinstance(figures, float) and np.isnan(figures) else figures
+
+
+def _sum(errors: Sequence[Any]) -> Any:
+    return sum(errors[1:], start=errors[0])
 
 
 def _marginal(table: np.ndarray, *axes: int) -> np.ndarray:

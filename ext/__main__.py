@@ -22,6 +22,9 @@ def main() -> int:
         for device in (d for d in ("cpu", "cuda") if name in backends.PREFERRED[d]):
             if device == "cuda" and not torch.cuda.is_available():
                 continue
+            if reason := backends.why_not(name, device):
+                print(f"{name:14s} not live on {device}: {reason}")
+                continue
             errors = {dtype: check(name, device, dtype) for dtype in TOLERANCE}
             ok = all(error <= TOLERANCE[dtype] for dtype, error in errors.items())
             wrong |= not ok

@@ -4,7 +4,6 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -21,20 +20,32 @@ MAX_CUDA_CHANNELS_AT_ONCE = 128  # as in csrc/pool.h
 _chosen: str | None = None
 
 
-@functools.cache
-def _has_torch_scatter() -> bool:
-    return find_spec("torch_scatter") is not None
-
-
 def status() -> dict[str, str | None]:
     """Why each backend is not live; None for one that is."""
-    cuda, cpu = library.cuda(), library.cpu()
-    return {
-        "cuda": cuda if isinstance(cuda, str) else None,
-        "cpu": cpu if isinstance(cpu, str) else None,
-        "torch_scatter": None if _has_torch_scatter() else "torch_scatter is not installed",
-        "torch": None,
-    }
+    return {name: why_not(name) for name in BACKENDS}
+
+
+def why_not(name: str, device_type: str | None = None) -> str | None:
+    """Why a backend is not live, on one device or on any; None if it is. Looks at no other backend."""
+    if name == "torch":
+        return None
+    if name == "torch_scatter":
+        return _why_no_torch_scatter(device_type == "cuda")
+    compiled = library.cuda() if name == "cuda" else library.cpu()
+    return compiled if isinstance(compiled, str) else None
+
+
+@functools.cache
+def _why_no_torch_scatter(on_cuda: bool) -> str | None:
+    try:
+        import torch_scatter  # noqa: F401
+    except ModuleNotFoundError:
+        return "torch_scatter is not installed"
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"torch_scatter does not load ({str(error).splitlines()[0]}); compile it anew for this torch"
+    if on_cuda and torch.ops.torch_scatter.cuda_version() < 0:
+        return "torch_scatter is a build without CUDA"
+    return None
 
 
 @contextmanager
@@ -57,17 +68,17 @@ def resolve(name: str, device_type: str) -> str:
     """
     if name == "auto":
         name = _chosen or os.environ.get(ENVIRONMENT) or "auto"
-    live = status()
-    if _check(name) != "auto":
-        if name not in PREFERRED.get(device_type, ("torch",)):
-            raise ValueError(f"backend {name!r} does not work on {device_type} tensors")
-        if live[name]:
-            raise RuntimeError(f"backend {name!r} is not live: {live[name]}")
-        return name
     wanted = PREFERRED.get(device_type, ("torch",))
-    best = next(candidate for candidate in wanted if live[candidate] is None)
+    if _check(name) != "auto":
+        if name not in wanted:
+            raise ValueError(f"backend {name!r} does not work on {device_type} tensors")
+        if reason := why_not(name, device_type):
+            raise RuntimeError(f"backend {name!r} is not live: {reason}")
+        return name
+    best = next(candidate for candidate in wanted if why_not(candidate, device_type) is None)
     if best != wanted[0]:
-        warn_once(f"bev_pool on {device_type} falls back to {best}, which is slower: {wanted[0]} is {live[wanted[0]]}")
+        reason = why_not(wanted[0], device_type)
+        warn_once(f"bev_pool on {device_type} falls back to {best}, which is slower; {wanted[0]}: {reason}")
     return best
 
 

@@ -19,7 +19,7 @@ from runpy import run_path
 
 SOURCES = Path(__file__).parent / "csrc"
 FOLDER = Path(__file__).parent / "lib"
-X86_64_V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+X86_64_V3 = {"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
 X86_64_V4 = {*X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 UNITS = {  # the z-buffer rounds every product, pooling none
@@ -42,7 +42,8 @@ def instruction_set() -> str | None:
     if machine not in ("x86_64", "AMD64"):
         return machine
     info = Path("/proc/cpuinfo")
-    flags = set(next((line for line in info.read_text().splitlines() if line.startswith("flags")), "").split())
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     return "x86-64-v4" if flags >= X86_64_V4 else "x86-64-v3" if flags >= X86_64_V3 else None
 
 
@@ -114,10 +115,16 @@ def build_cuda() -> Path:
         return target
     if not shutil.which("nvcc"):
         raise BuildError("nvcc is not on PATH; install the CUDA toolkit")
-    return _place(target, compile_cuda)
+    return _place(target, lambda out: compile_cuda(out, _architectures()))
 
 
-def compile_cuda(out: str, architectures: tuple[int, ...] = CUDA_ARCHITECTURES) -> None:
+def _architectures() -> tuple[int, ...]:
+    """Those that this nvcc knows: sm_100 came with CUDA 12.8."""
+    known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    return tuple(a for a in CUDA_ARCHITECTURES if f"compute_{a}" in known) or CUDA_ARCHITECTURES
+
+
+def compile_cuda(out: str, architectures: tuple[int, ...]) -> None:
     """Compiles the kernels for the architectures, and PTX of the last for later ones."""
     codes = [f"arch=compute_{a},code=sm_{a}" for a in architectures]
     codes.append(f"arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")

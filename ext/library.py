@@ -2,13 +2,13 @@
 
 import ctypes
 import functools
+import struct
 import warnings
 from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from ext import build
 
 # Arguments in order: p pointer, l int64, i int, f float.
 _TYPES = {"p": c_void_p, "l": c_int64, "i": c_int, "f": c_float}
@@ -34,7 +34,7 @@ _CUDA = {
     **{f"bev_pool_forward_cuda_{'_'.join(dtypes)}": "ppppppilllli" + "pip" for dtypes in _DTYPES},
     **{f"bev_pool_backward_cuda_{'_'.join(dtypes)}": "ppppllilli" + "ppip" for dtypes in _DTYPES},
     "bev_pool_cuda_ready": "i",
-    "zbuffer_splat_cuda": "plppppiliiffpip",
+    "zbuffer_splat_cuda": "plppppiiiffpip",
 }
 
 
@@ -74,6 +74,8 @@ def launch_args(tensor: Tensor) -> tuple[int, int]:
 @functools.cache
 def cpu() -> "Library | str":
     """The CPU library, or why there is none."""
+    from ext import build  # here, so that `python -m ext.build` finds it unused
+
     if build.instruction_set() is None:
         return "this processor has no AVX2 and fused multiply-add"
     path = build.cpu_library()
@@ -86,6 +88,8 @@ def cpu() -> "Library | str":
 @functools.cache
 def cuda() -> "Library | str":
     """The CUDA library, or why there is none."""
+    from ext import build
+
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU" if torch.version.cuda else "torch is a build without CUDA"
     path = build.cuda_library()
@@ -101,11 +105,23 @@ def cuda() -> "Library | str":
     return loaded
 
 
-def _load(path, signatures: dict[str, str], cuda: bool) -> "Library | str":  # type: ignore[no-untyped-def]
+def _load(path: Path, signatures: dict[str, str], cuda: bool) -> "Library | str":
     try:
+        if _is_cut_short(path):
+            raise OSError("its end is missing")
         return Library(str(path), signatures, cuda)
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load: {error}; delete it and run: python -m ext.build"
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether an ELF file ends before its section table does: to load it would kill the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF"):
+        return False  # for the loader to say
+    (table,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return path.stat().st_size < table + size * count
 
 
 @functools.cache

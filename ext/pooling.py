@@ -83,7 +83,7 @@ def bev_pool_bilinear(
         raise ValueError(f"points_m {tuple(points_m.shape)}: must be depth's shape {tuple(depth.shape)} and 3")
     ny, nx = grid.shape
     low, step = grid.low_and_step(points_m.device)
-    at = (points_m - low) / step  # in cells
+    at = ((points_m - low) / step).nan_to_num(nan=-2.0)  # in cells; what is not a number is outside, without gradient
     corner = torch.floor(at[..., :2].detach() - 0.5)
     fraction = at[..., :2] - 0.5 - corner  # (..., 2) in [0, 1)
     in_layer = (at[..., 2] >= 0) & (at[..., 2] < 1)
@@ -97,7 +97,8 @@ def bev_pool_bilinear(
             cells.append(torch.where(inside, (sample * ny + y) * nx + x, -1).int())
             weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
             weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            weights.append(depth * torch.where(inside, weight_x * weight_y, 0).to(depth.dtype))
+            weight = torch.where(inside, weight_x * weight_y, 0)
+            weights.append(depth * weight.to(torch.promote_types(depth.dtype, torch.float32)))
     # Four bins for one: the pooled sum is the same, and its gradient in the weights leads on to the positions.
     index = index_of_cells(torch.cat(cells, 2), grid.shape)
     return bev_pool(torch.cat(weights, 2), context, index, backend)
@@ -161,6 +162,13 @@ def _(grad, depth, context, cell_of, bins, camera_pixels, backend):  # type: ign
     return torch.empty(depth.shape, dtype=depth.dtype, device=depth.device), torch.empty(
         context.shape, dtype=context.dtype, device=context.device
     )
+
+
+def _no_second(ctx, *_):  # type: ignore[no-untyped-def]
+    raise NotImplementedError("bev_pool has no second derivative; leave out create_graph=True, or detach its gradient")
+
+
+_pool_backward.register_autograd(_no_second)
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

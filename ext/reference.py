@@ -35,7 +35,7 @@ def pool_csr(
     pixel: Int32[Tensor, " kept"],
 ) -> Float[Tensor, "samples cells channels"]:
     """The same as a sparse matrix (cells x pixels, values are depths) times context: never makes the lifted tensor."""
-    return torch.stack([_csr(start, pixel, d[point], c) @ c for d, c in zip(depth, context, strict=True)])
+    return torch.stack([_csr_product(start, pixel, d[point], c) for d, c in zip(depth, context, strict=True)])
 
 
 def pool_backward(
@@ -52,11 +52,11 @@ def pool_backward(
     grad_depth = torch.empty_like(depth).view(-1, cameras, bins, camera_pixels)
     grad_context = torch.empty_like(context)
     by_pixel = planes.transpose(1, 2).reshape(-1)
-    start = torch.arange(0, len(by_pixel) + 1, bins, dtype=torch.int32, device=grad.device)
-    inside, column = by_pixel >= 0, by_pixel.clamp(min=0)
+    inside = (by_pixel >= 0).nonzero()[:, 0]
+    start = torch.searchsorted(inside, torch.arange(0, len(by_pixel) + 1, bins, device=grad.device)).int()
     for s in range(len(grad)):
         values = depth[s].view(cameras, bins, camera_pixels).transpose(1, 2).reshape(-1)
-        grad_context[s] = _csr(start, column, values * inside, grad[s]) @ grad[s]
+        grad_context[s] = _csr_product(start, by_pixel[inside], values[inside], grad[s])
         rows = context[s].view(cameras, 1, camera_pixels, -1)
         for camera in range(cameras):
             for first in range(0, bins, BINS_AT_ONCE):
@@ -66,7 +66,9 @@ def pool_backward(
     return grad_depth.view_as(depth), grad_context
 
 
-def _csr(start: Tensor, column: Tensor, values: Tensor, dense: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its CSR tensors beta
-        return torch.sparse_csr_tensor(start, column, values, (len(start) - 1, len(dense)), check_invariants=False)
+def _csr_product(start: Tensor, column: Tensor, values: Tensor, dense: Tensor) -> Tensor:
+    shape = len(start) - 1, len(dense)
+    # torch calls its CSR tensors beta; autocast would multiply in half precision.
+    with warnings.catch_warnings(), torch.autocast(dense.device.type, enabled=False):
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(start, column, values, shape, check_invariants=False) @ dense

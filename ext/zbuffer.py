@@ -32,37 +32,43 @@ def splat(
     Args:
         xyz: Points, each segment in its own frame.
         start: First point of each segment.
-        stop: End of each segment.
+        stop: End of each segment, at most the number of points.
         image_T_segment: Intrinsics times pose, composed in float64 and cast, as ``dense_depth.projection.splat`` does.
         source: Source code of each segment.
         keys: Z-buffer from ``new_keys``, changed in place. All tensors are contiguous and on its device.
         backend: "cuda" or "cpu" for compiled code, "torch", or "auto".
+
+    Raises:
+        ValueError: Tensors that do not fit together, or a backend for another device.
+        RuntimeError: A backend that is asked for by name is not live.
     """
     tensors = xyz, start, stop, image_T_segment, source
     dtypes = torch.float32, torch.int64, torch.int64, torch.float32, torch.uint8, torch.uint32
     for tensor, dtype in zip((*tensors, keys), dtypes, strict=True):
         if tensor.dtype != dtype or tensor.device != keys.device or not tensor.is_contiguous():
             raise ValueError(f"a {tensor.dtype} tensor on {tensor.device}: must be contiguous {dtype} on {keys.device}")
+    (height, width), n = keys.shape, len(start)
+    shapes = {"xyz": (3, *xyz.shape[1:2]), "start": (n,), "stop": (n,), "image_T_segment": (n, 3, 4), "source": (n,)}
+    for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+        if tensor.shape != shape:
+            raise ValueError(f"{name} {tuple(tensor.shape)}: must be {shape}")
     device = keys.device.type
-    compiled = {"cuda": library.cuda, "cpu": library.cpu}[device]()
     if backend not in ("auto", "torch", device):
         raise ValueError(f"backend {backend!r} does not work on {device} tensors")
-    height, width = keys.shape
+    compiled = library.cuda() if device == "cuda" else library.cpu() if device == "cpu" else "there is no compiled code"
     if backend == "torch" or isinstance(compiled, str):
         if backend == device:
             raise RuntimeError(f"backend {backend!r} is not live: {compiled}")
         if backend == "auto":
-            warn_once(f"z-buffer on {device} falls back to torch, which is slower: {device} is {compiled}")
+            warn_once(f"z-buffer on {device} falls back to torch, which is slower; {device}: {compiled}")
         for s, (first, end) in enumerate(zip(start.tolist(), stop.tolist())):
             _splat_torch(xyz[:, first:end], image_T_segment[s], int(source[s]), keys)
-    elif device == "cuda":
-        longest = int(min(xyz.shape[1], 2**18 * 1024))  # a bound that needs no look at the GPU
-        sizes = len(start), longest, height, width
-        compiled.call(
-            "zbuffer_splat_cuda", xyz, xyz.shape[1], *tensors[1:], *sizes, NEAR_M, FAR_M, keys, *launch_args(keys)
-        )
+        return
+    arguments = xyz, xyz.shape[1], *tensors[1:], n, height, width, NEAR_M, FAR_M, keys
+    if device == "cuda":
+        compiled.call("zbuffer_splat_cuda", *arguments, *launch_args(keys))
     else:
-        compiled.call("zbuffer_splat", xyz, xyz.shape[1], *tensors[1:], len(start), height, width, NEAR_M, FAR_M, keys)
+        compiled.call("zbuffer_splat", *arguments)
 
 
 def _splat_torch(xyz: Tensor, image_T_segment: Tensor, source: int, keys: Tensor) -> None:

@@ -5,8 +5,8 @@ the last copies this one file, so it imports installed packages only.
 """
 
 import json
-import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,27 +21,14 @@ from catalog.manifest import Row, key
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets.base import DatasetName, open_dataset
-from dense_depth.datasets.synthetic.truth import read_truth
-from dense_depth.metrics import SPLITS, DepthErrors, FrameTruth, LabelErrors
+from dense_depth.metrics import DepthErrors, LabelErrors, known, summarise
 from dense_depth.projection import VisibilityConfig
 from pipelines import accumulate
-from pipelines.measure import Plan, plan_held_out, plan_truth, read_label
-from pipelines.runner import Outcome, PlannedShard, attempt, new_table, outcomes, print_table, progress, say
+from pipelines.figures import print_summary
+from pipelines.measure import draw_pictures, plan_held_out, plan_truth
+from pipelines.runner import Outcome, PlannedShard, attempt, outcomes, progress, say
 
 MEANS = ("mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front")
-COLUMNS = (  # of the printed tables: header, figure, factor, digits
-    ("labels\n%", "share", 100, 1),
-    ("with\nlabel %", "coverage", 100, 1),
-    ("com-\npared %", "compared", 100, 1),
-    ("MAE\nm", "mae_m", 1, 3),
-    ("RMSE\nm", "rmse_m", 1, 3),
-    ("AbsRel", "abs_rel", 1, 4),
-    ("<1.25\n%", "delta_125", 100, 2),
-    ("behind\n%", "behind", 100, 3),
-    ("in front\n%", "in_front", 100, 3),
-    ("on sky\n%", "on_sky", 100, 3),
-)
-TOP_CAUSES = 12  # printed; the summary has all
 REFUSED = 3  # exit status
 
 
@@ -143,6 +130,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         plan = plan_truth(version, rows, dataset, dataroot, arguments.scenes, arguments.crop_height)
     else:
         plan = plan_held_out(version, rows, _made_with(arguments, rows, _made_by(catalog, rows).recipe))
+    _try_files(arguments)
     for note in plan.notes:
         say(f"note: {note}")
     reference = "truth" if arguments.truth else "the held-out key sweep"
@@ -151,17 +139,18 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
 
     measured: dict[str, Row] = {}
     failed: dict[str, str] = {}
+    names = {shard.shard_id: f"{shard.scene} {shard.camera}" for shard in plan.shards}
     with progress(len(plan.shards)) as advance:
         work = partial(_measure, plan.measure)
         for shards, outcome in outcomes(plan.shards, plan.load, work, arguments.workers):
             for row in outcome.rows:
                 measured[row["shard_id"]] = row
-                advance(f"{plan.rows[row['shard_id']]['scene_token']} {plan.rows[row['shard_id']]['camera']}")
+                advance(names[row["shard_id"]])
             if outcome.is_input_error:
                 raise InputError(str(outcome.error))
             for shard in shards if outcome.error else ():
                 if shard.shard_id not in measured:
-                    failed[f"{shard.scene} {shard.camera}"] = str(outcome.error)
+                    failed[names[shard.shard_id]] = str(outcome.error)
 
     summary: dict[str, Any] = {
         "operation": "evaluate",
@@ -183,9 +172,10 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         return summary
     # In the order of the plan, whatever the order of the workers: sums of floats depend on it.
     errors = {shard.shard_id: measured[shard.shard_id]["errors"] for shard in plan.shards}
-    summary |= _known(_figures(list(errors.values()), [shard.camera for shard in plan.shards]))
+    summary |= summarise(list(errors.values()), [shard.camera for shard in plan.shards])
     if arguments.pictures:
-        summary["pictures"] = draw_pictures(arguments, version, plan, measured)
+        false_labels = {shard_id: row["false_labels"] for shard_id, row in measured.items()}
+        summary["pictures"] = draw_pictures(plan, false_labels, arguments.pictures, arguments.worst)
     quality = {
         shard_id: _quality(figures, arguments.crop_height or plan.rows[shard_id]["height"])
         for shard_id, figures in errors.items()
@@ -211,12 +201,22 @@ def _check(arguments: Arguments) -> None:
     for name in ("crop_height", "min_coverage", "pictures"):
         if getattr(arguments, name) is not None and not arguments.truth:
             raise InputError(f"--{name.replace('_', '-')}: only with --truth")
-    if arguments.pictures and arguments.pictures.exists() and not arguments.pictures.is_dir():
-        raise InputError(f"--pictures {arguments.pictures}: is not a folder")
-    if arguments.summary and not arguments.summary.parent.is_dir():
-        raise InputError(f"--summary {arguments.summary}: there is no such folder")
     if arguments.tag:
         check_tag(arguments.tag)
+
+
+def _try_files(arguments: Arguments) -> None:
+    """Refuses places that cannot be written, before the work and not after it."""
+    try:
+        option, path = "--summary", arguments.summary
+        if path:
+            path.open("a").close()
+        option, path = "--pictures", arguments.pictures
+        if path:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
 
 def _rows(arguments: Arguments, version: Version) -> list[Row]:
@@ -248,40 +248,22 @@ def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]
         return accumulate.Arguments(
             **{name: getattr(arguments, name) for name in shared},
             scale=recipe["scale"],
-            accumulation=AccumulationConfig(**recipe["accumulation"]),
-            visibility=VisibilityConfig(**recipe["visibility"]),
+            accumulation=AccumulationConfig(**_tuples(recipe["accumulation"])),
+            visibility=VisibilityConfig(**_tuples(recipe["visibility"])),
             min_sweeps=recipe["min_sweeps"],
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"version {arguments.ref}: its recipe is not of this program: {error}") from error
 
 
-def _figures(errors: Sequence[LabelErrors | DepthErrors], cameras: Sequence[str]) -> dict[str, Any]:
-    """Figures over all shards, by camera, and, against truth, by everything else."""
-
-    def total(chosen: Sequence[LabelErrors | DepthErrors]) -> Any:
-        return sum(chosen[1:], start=chosen[0])
-
-    overall = total(errors)
-    figures = {"all": {"share": 1.0} | overall.means(), "cameras": {}}
-    for camera in sorted({*cameras}):
-        means = total([e for e, of in zip(errors, cameras) if of == camera]).means()
-        figures["cameras"][camera] = {"share": means["n"] / (figures["all"]["n"] or math.nan)} | means
-    if isinstance(overall, LabelErrors):
-        figures |= {name: overall.split(name) for name in SPLITS} | {"causes": overall.causes()}
-    return figures
-
-
-def _known(figures: Any) -> Any:
-    """NaN, where there was nothing to compare, as None: JSON and manifests have no NaN."""
-    if isinstance(figures, dict):
-        return {name: _known(value) for name, value in figures.items()}
-    return None if isinstance(figures, float) and math.isnan(figures) else figures
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they were before JSON, which has no tuples; the ids of the shards depend on it."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def _quality(errors: LabelErrors | DepthErrors, n_rows: int) -> dict[str, float | None]:
     """The figures of a manifest row."""
-    figures = _known(errors.means())
+    figures = known(errors.means())
     if isinstance(errors, LabelErrors):
         return {"evaluated_rows": float(n_rows)} | {name: figures[name] for name in ("coverage", *MEANS, "on_sky")}
     return {f"held_out_{name}": figures[name] for name in ("compared", *MEANS)}
@@ -338,99 +320,6 @@ def refusals(arguments: Arguments, figures: dict[str, Any]) -> list[str]:
         for name, figure, option, limit, sign in limits
         if limit is not None and (figure is None or sign * figure > sign * limit)
     ]
-
-
-def draw_pictures(arguments: Arguments, version: Version, plan: Plan, measured: dict[str, Row]) -> list[str]:
-    """Draws the frames with most false labels, and of each camera the one with the median number; returns the files."""
-    import cv2
-
-    from dense_depth.pictures import panels
-
-    assert arguments.pictures
-    frames = sorted(
-        (-n_false, shard.scene, shard.camera, token)
-        for shard in plan.shards
-        for token, n_false in measured[shard.shard_id]["false_labels"].items()
-    )
-    chosen = {f"worst-{i:02d}": frame for i, frame in enumerate(frames[: arguments.worst], start=1) if frame[0]}
-    for camera in sorted({shard.camera for shard in plan.shards}):
-        of_camera = [frame for frame in frames if frame[2] == camera]
-        chosen[f"ordinary-{camera}"] = of_camera[len(of_camera) // 2]
-    arguments.pictures.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, (_, scene_name, camera, token) in chosen.items():
-        scene = plan.load(scene_name)
-        frame = next(frame for frame in scene.frames_of(camera) if frame.sample_token == token)
-        image = cv2.imread(str(frame.path)) if frame.path.is_file() else None
-        if image is None or image.shape[:2] != (frame.height, frame.width):
-            raise InputError(f"{frame.path}: no image of {frame.width}x{frame.height} pixels")
-        truth = read_truth(arguments.dataroot, scene.token, camera)
-        title = f"{scene_name} {camera} {token[:12]}"
-        picture = panels(
-            image,
-            read_label(version, arguments.kind, frame).depth_m,
-            FrameTruth.read(truth, token).depth_m,
-            title,
-            arguments.crop_height,
-        )
-        paths.append(f"{name}.png")
-        if not cv2.imwrite(str(arguments.pictures / paths[-1]), picture):
-            raise OSError(f"{arguments.pictures / paths[-1]}: cannot be written")
-    return paths
-
-
-def print_summary(summary: dict[str, Any]) -> None:
-    """Prints the figures as tables, and what became of them."""
-    for name, error in summary["failed"].items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
-    if summary["failed"]:
-        print("no version committed")
-        return
-    rows = f", bottom {summary['crop_height']} rows" if summary["crop_height"] else ""
-    title = (
-        f"version {summary['evaluated']}: {summary['labels']} {summary['kind']} labels against {summary['reference']}"
-    )
-    _print_means(title + rows, "camera", summary["cameras"] | {"all": summary["all"]})
-    if summary["reference"] == "truth":
-        figures, centre = summary["all"], summary["all"]["at_centre"]
-        cells = figures["coverage_cells"]
-        print(f"labelled: {_percent(figures['labelled'])} % of all pixels")
-        print(f"          {_percent(figures['coverage'])} % of the pixels that show a surface")
-        print(
-            f"          {', '.join(map(_percent, cells.values()))} % of the cells of {', '.join(cells)} pixels that do"
-        )
-        strict = (
-            f"{_percent(centre[name], 3)} % {name.replace('_', ' ')}" for name in ("behind", "in_front", "on_sky")
-        )
-        print(f"by pixel centres alone: {', '.join(strict)}\n")
-        for name in SPLITS:
-            _print_means(f"by {name}", name, summary[name])
-        table = new_table("false labels by cause", "class", "place", "source", "behind", "in front", "share %")
-        for cause in summary["causes"][:TOP_CAUSES]:
-            names = (cause[name] for name in ("class", "place", "source"))
-            table.add_row(*names, str(cause["behind"]), str(cause["in_front"]), _percent(cause["share"]))
-        print_table(table)
-        print()
-    for line in summary["refused"]:
-        print(f"evaluate: refused: {line}", file=sys.stderr)
-    if summary.get("pictures"):
-        print(f"{len(summary['pictures'])} pictures")
-    tag = f", tag {summary['tag']}" if summary["tag"] else ""
-    print(f"version {summary['version']}{tag}, manifest {summary['manifest']}")
-
-
-def _print_means(title: str, name: str, groups: dict[str, dict[str, Any]]) -> None:
-    columns = [column for column in COLUMNS if any(column[1] in group for group in groups.values())]
-    table = new_table(title, name, *(header for header, *_ in columns))
-    for group, figures in groups.items():
-        values = ((figures.get(figure), scale, digits) for _, figure, scale, digits in columns)
-        table.add_row(group, *("" if value is None else f"{scale * value:.{n}f}" for value, scale, n in values))
-    print_table(table)
-    print()
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "" if share is None else f"{100 * share:.{digits}f}"
 
 
 if __name__ == "__main__":

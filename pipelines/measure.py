@@ -33,6 +33,7 @@ class Plan:
         measure: Called in a worker with what ``load`` returned; yields ``shard_id``, ``errors`` and ``false_labels``
             (their number by sample token, where pictures may be asked for) of each shard.
         notes: Lines for the user.
+        picture: Draws a label of a scene, by camera and sample token; None where there is no truth.
     """
 
     rows: dict[str, Row]
@@ -40,6 +41,7 @@ class Plan:
     load: Callable[[str], Any]
     measure: Callable[[Any, Sequence[PlannedShard]], Iterator[Row]]
     notes: Sequence[str] = ()
+    picture: Callable[[Scene, str, str], np.ndarray] | None = None
 
 
 def plan_truth(
@@ -96,6 +98,7 @@ def plan_truth(
         load,
         partial(compare_with_truth, version, rows[0]["kind"], dataroot, crop_height),
         [f"{unlabelled} camera frames of the dataset have no label in this version"] if unlabelled else [],
+        partial(picture_of, version, rows[0]["kind"], dataroot, crop_height),
     )
 
 
@@ -162,6 +165,53 @@ def read_label(version: Version, kind: str, frame: CameraFrame) -> Label:
             f"{frame.width}x{frame.height} pixels of this dataset, resized: their intrinsics differ"
         )
     return label
+
+
+def picture_of(
+    version: Version, kind: str, dataroot: Path, crop_height: int | None, scene: Scene, camera: str, sample_token: str
+) -> np.ndarray:
+    """A label beside its image and its truth, BGR; see ``pictures.panels``."""
+    import cv2
+
+    from dense_depth.pictures import panels
+
+    frame = next(frame for frame in scene.frames_of(camera) if frame.sample_token == sample_token)
+    image = cv2.imread(str(frame.path)) if frame.path.is_file() else None
+    if image is None or image.shape[:2] != (frame.height, frame.width):
+        raise InputError(f"{frame.path}: no image of {frame.width}x{frame.height} pixels")
+    shown = FrameTruth.read(read_truth(dataroot, scene.token, camera), sample_token)
+    title = f"{scene.name} {camera} {sample_token[:12]}"
+    return panels(image, read_label(version, kind, frame).depth_m, shown.depth_m, title, crop_height)
+
+
+def draw_pictures(plan: Plan, false_labels: dict[str, dict[str, int]], folder: Path, worst: int) -> list[str]:
+    """Draws the labels with most false pixels, and of each camera the one with the median number.
+
+    Args:
+        plan: What was measured, with a way to draw it.
+        false_labels: Their number by sample token, by shard id.
+        folder: Where the pictures go; there already.
+        worst: How many of the worst to draw; those without any are left out.
+
+    Returns:
+        The names of the files.
+    """
+    import cv2
+
+    assert plan.picture
+    labels = sorted(
+        (-n_false, shard.scene, shard.camera, token)
+        for shard in plan.shards
+        for token, n_false in false_labels[shard.shard_id].items()
+    )
+    chosen = {f"worst-{i:02d}.png": label for i, label in enumerate(labels[:worst], start=1) if label[0]}
+    for camera in sorted({shard.camera for shard in plan.shards}):
+        of_camera = [label for label in labels if label[2] == camera]
+        chosen[f"ordinary-{camera}.png"] = of_camera[len(of_camera) // 2]
+    for name, (_, scene, camera, token) in chosen.items():
+        if not cv2.imwrite(str(folder / name), plan.picture(plan.load(scene), camera, token)):
+            raise OSError(f"{folder / name}: cannot be written")
+    return list(chosen)
 
 
 def hold_out_key_sweep(loaded: tuple[Scene, accumulate.Recipe], shards: Sequence[PlannedShard]) -> Iterator[Row]:

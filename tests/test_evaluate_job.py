@@ -62,6 +62,7 @@ def test_figures_are_measured_printed_and_kept_in_a_version(generated, store, mo
     status, out, _ = main(monkeypatch, capsys, generated, store, "--truth", "--summary", tmp_path / "s.json")
     assert status == 0 and not [line for line in out.splitlines()[:-1] if len(line) > 80]  # the last: a manifest
     assert "version 1: 6 accumulated labels against truth" in out and "false labels by cause" in out
+    assert "100.00" in out and "…" not in out  # labels on sky
     summary = json.loads((tmp_path / "s.json").read_text())
     first, second = Catalog(store).versions()
     assert (second.number, second.operation, summary["version"], summary["evaluated"]) == (2, "evaluate", 2, 1)
@@ -214,6 +215,8 @@ def test_pictures(generated, store, tmp_path):
         (("--workers", "-1"), "--workers -1"),
         (("--tag", "latest"), "'latest'"),
         (("--summary", "/nowhere/at/all.json"), "/nowhere/at/all.json"),
+        (("--summary", "/"), "--summary /: cannot be written"),
+        (("--pictures", "/dev/null/p"), "--pictures /dev/null/p: cannot be written"),
         (("--version", "v9"), "v9"),
     ],
 )

@@ -64,6 +64,29 @@ def test_a_folder_without_a_library_says_what_to_run(monkeypatch, tmp_path):
     assert "does not load" in library.cpu.__wrapped__()
 
 
+def test_a_library_cut_short_is_not_loaded(monkeypatch, tmp_path):
+    """To map it and to touch what is missing would end the process."""
+    if isinstance(library.cpu(), str):
+        pytest.skip(library.cpu())
+    content = build.cpu_library().read_bytes()
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    for size in (0, 63, 64, len(content) // 2, len(content) - 1):
+        build.cpu_library().write_bytes(content[:size])
+        assert "does not load" in library.cpu.__wrapped__()
+
+
+def test_the_build_command_prints_no_warning():
+    command = [sys.executable, "-W", "error", "-m", "ext.build"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(build.__file__).parents[1])
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_an_older_nvcc_builds_what_it_knows(monkeypatch):
+    answer = subprocess.CompletedProcess([], 0, stdout="compute_80\ncompute_89\ncompute_90\n")
+    monkeypatch.setattr(build.subprocess, "run", lambda *args, **kwargs: answer)
+    assert build._architectures() == (80, 90)
+
+
 def test_the_build_script_needs_no_torch():
     """``make setup`` calls it each time, so it must cost nothing where all is built."""
     code = "import runpy, sys; runpy.run_path('ext/build.py'); assert 'torch' not in sys.modules"

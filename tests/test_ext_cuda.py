@@ -93,6 +93,6 @@ def test_zbuffer_kernel_gives_the_keys_of_the_cpu_library(kernels):
     segments = xyz, start, stop, transforms, torch.tensor([1, 2, 3, 2], dtype=torch.uint8)
     keys = [zbuffer.new_keys(60, 80) for _ in range(2)]
     zbuffer.splat(*segments, keys[0], backend="cpu")
-    sizes = 4, 3000, 60, 80, zbuffer.NEAR_M, zbuffer.FAR_M
+    sizes = 4, 60, 80, zbuffer.NEAR_M, zbuffer.FAR_M
     kernels.call("zbuffer_splat_cuda", xyz, 3000, *segments[1:], *sizes, keys[1], 0, 0)
     assert (keys[0] == keys[1]).all() and (keys[0] != zbuffer.EMPTY_KEY).sum() > 100

@@ -129,12 +129,38 @@ def test_more_than_int32_can_number_is_refused():
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="whole number of cells"):
         BevGrid((0.0, 1.0, 0.3))
-    with pytest.raises(ValueError, match="z_m"):
-        BevGrid(z_m=(1.0, 1.0))
+    for edge in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="whole number of cells"):
+            BevGrid((0.0, edge, 0.5))
+    for z_m in ((1.0, 1.0), (0.0, float("nan"))):
+        with pytest.raises(ValueError, match="z_m"):
+            BevGrid(z_m=z_m)
     with pytest.raises(ValueError, match="rule"):
         build_index(random_points(), GRID, "round")
     with pytest.raises(ValueError, match="points_m"):
         build_index(torch.zeros(4, 3), GRID)
+
+
+def test_cells_that_make_no_index_are_refused(implementation):
+    cells = torch.zeros(2, 1, 3, 1, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="5-dimensional"):
+        index_of_cells(cells[0], (2, 2))
+    with pytest.raises(ValueError, match="integers"):
+        index_of_cells(cells.float(), (2, 2))
+    assert len(index_of_cells(cells + 7, (2, 2)).start) == 9
+    with pytest.raises(ValueError, match=r"beyond the grid.* 8 cells"):
+        index_of_cells(cells + 8, (2, 2))
+
+
+def test_an_index_made_in_inference_mode_serves_training(implementation):
+    with torch.inference_mode():
+        points = random_points()
+        index = build_index(points, GRID)
+        cells = cells_of(points, GRID) + 0
+        made = index, index.to("meta"), index_of_cells(cells, GRID.shape), IndexCache().get([], GRID, lambda: points)
+    assert cells.is_inference()
+    for index in made:
+        assert not any(getattr(index, name).is_inference() for name in ("cell_of", "start", "point", "pixel", "slots"))
 
 
 def test_cache_finds_content_not_objects():
@@ -152,4 +178,7 @@ def test_cache_finds_content_not_objects():
     assert request(K, moved) is not first and len(made) == 3 and len(cache) == 2
     request(K, pose)  # was used least recently, so it is gone
     assert len(made) == 4 and (cache.hits, cache.misses) == (1, 4)
-    assert request(K.t(), pose.T) is not None  # equal content, other strides
+    assert request(K.t(), pose.T) is not None and len(made) == 4  # equal content, other strides
+    with pytest.raises(ValueError, match="object is no array of numbers"):
+        request(K, object())
+    assert len(IndexCache(size=0).get((K,), GRID, random_points).start) and cache.hits == 2

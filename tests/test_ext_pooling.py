@@ -242,17 +242,52 @@ def test_compiles_into_one_graph():
     assert all((a == b).all() for a, b in zip(*results))
 
 
-def test_autocast_leaves_the_sums_in_fp32():
+@pytest.mark.parametrize("backend", LIVE)
+def test_autocast_leaves_the_sums_in_fp32(backend):
     depth, context, cells = frustum(channels=8)
     index = index_of_cells(cells, GRID_SHAPE)
     weight = torch.eye(8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         features = torch.einsum("bnchw,cd->bndhw", context, weight)
-        out = bev_pool(depth, features, index)
+        out = bev_pool(depth, features, index, backend)
+        again = run(depth, features, cells, random_upstream(context), backend)  # the backward pass too
+    assert all((a == b).all() for a, b in zip(again, run(depth, features, cells, random_upstream(context), backend)))
     assert features.dtype == torch.bfloat16 and out.dtype == torch.float32
     assert error(out, truth(depth, features.detach(), cells)) <= 1e-6
     out.sum().backward()
     assert weight.grad is not None and weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", LIVE)
+def test_what_is_not_finite_stays_where_it_is(backend):
+    """Depths outside the grid do not count at all, and a cell's gradient reaches only its own points."""
+    depth, context, cells = frustum(batch=1)
+    depth[cells < 0] = float("nan")
+    upstream = random_upstream(context)
+    upstream[..., 0, 0] = float("inf")
+    out, grad_depth, grad_context = run(depth, context, cells, upstream, backend)
+    assert out.isfinite().all()
+    assert (grad_depth.isfinite() == (cells != 0)).all()
+    assert (grad_context.isfinite().all(2) == (cells != 0).all(2)).all()
+
+
+def test_a_second_derivative_is_refused():
+    depth, context, cells = frustum()
+    out = bev_pool(depth.requires_grad_(), context, index_of_cells(cells, GRID_SHAPE))
+    (grad,) = torch.autograd.grad(out.square().sum(), depth, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_gradients_only_where_they_are_wanted(wanted):
+    depth, context, cells = frustum()
+    depth, context = depth.requires_grad_(wanted[0]), context.requires_grad_(wanted[1])
+    out = bev_pool(depth, context, index_of_cells(cells, GRID_SHAPE))
+    assert out.requires_grad == any(wanted)
+    if any(wanted):
+        out.sum().backward()
+    assert ((depth.grad is not None), (context.grad is not None)) == wanted
 
 
 def test_data_parallel_gradients_equal_plain_ones(tmp_path):
@@ -329,6 +364,18 @@ def test_bilinear_gradients_reach_positions():
     assert (points.grad[..., :2] != 0).any() and (points.grad[..., 2] == 0).all()
 
 
+def test_bilinear_points_that_are_not_numbers_have_no_part_in_it():
+    depth, context, points = bilinear_inputs(torch.float32)
+    inside = depth.clone()
+    for i, value in enumerate((float("nan"), float("inf"), -float("inf"))):
+        points[:, :, i], inside[:, :, i] = value, 0
+    points.requires_grad_()
+    out = bev_pool_bilinear(depth, context, points, SMALL)
+    torch.testing.assert_close(out, bev_pool_bilinear(inside, context, points.detach().nan_to_num(0, 0, 0), SMALL))
+    out.square().sum().backward()
+    assert points.grad.isfinite().all() and (points.grad[:, :, :3] == 0).all() and (points.grad != 0).any()
+
+
 def test_bilinear_at_cell_centres_is_the_plain_sum():
     depth, context, cells = frustum(batch=1, outside=0.0)
     ny, nx = GRID_SHAPE
@@ -361,11 +408,27 @@ def test_switches(monkeypatch):
     monkeypatch.setattr(backends, "_chosen", None)
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
     assert backends.resolve("auto", "cpu") == LIVE[0]
+    other = LIVE[-2]  # "cpu" or "torch_scatter"
     with use_backend("torch"):
         assert backends.resolve("auto", "cpu") == "torch"
-        assert backends.resolve("torch_scatter", "cpu") == "torch_scatter"
-    monkeypatch.setenv(backends.ENVIRONMENT, "torch_scatter")
-    assert backends.resolve("auto", "cpu") == "torch_scatter"
+        assert backends.resolve(other, "cpu") == other
+    monkeypatch.setenv(backends.ENVIRONMENT, other)
+    assert backends.resolve("auto", "cpu") == other
+
+
+def test_work_on_the_cpu_never_touches_the_gpu(monkeypatch):
+    """Which would cost each data worker a CUDA context, and break those that are forked later."""
+    monkeypatch.setattr(library, "cuda", lambda: pytest.fail("looked for a GPU"))
+    assert backends.resolve("auto", "cpu") == LIVE[0]
+
+
+def test_a_torch_scatter_of_another_torch_is_not_live(monkeypatch, tmp_path):
+    (tmp_path / "torch_scatter.py").write_text("raise OSError('Could not load this library: x.so\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_scatter", raising=False)
+    assert "not load (Could not load this library: x.so); compile" in backends._why_no_torch_scatter.__wrapped__(False)
+    monkeypatch.setitem(sys.modules, "torch_scatter", None)
+    assert backends._why_no_torch_scatter.__wrapped__(False) == "torch_scatter is not installed"
 
 
 def test_without_the_library_one_warning_and_the_same_sums(monkeypatch):

@@ -87,11 +87,26 @@ def test_keys_of_many_points(backend, seed):
     assert (splat(backend, cloud, cloud, K, new_keys(200, 400)) == expected).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_segment_ends_where_the_points_do(backend):
+    device = "cuda" if backend == "cuda" else "cpu"
+    xyz = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0]], device=device)
+    T = torch.eye(3, 4, device=device)[None]
+    both = [zbuffer.new_keys(4, 5, device) for _ in range(2)]
+    for keys, stop in zip(both, (2, 10**9)):
+        ends = torch.tensor([0], device=device), torch.tensor([stop], device=device)
+        zbuffer.splat(xyz, *ends, T, torch.ones(1, dtype=torch.uint8, device=device), keys, backend)
+    assert (both[0] == both[1]).all() and (both[0].cpu() != zbuffer.EMPTY_KEY).sum() == 2
+
+
 def test_tensors_that_do_not_fit_are_named():
     keys = zbuffer.new_keys(4, 5)
     tensors = torch.zeros(3, 2), torch.tensor([0]), torch.tensor([2]), torch.zeros(1, 3, 4), torch.ones(1).byte()
     zbuffer.splat(*tensors, keys)
     with pytest.raises(ValueError, match=r"must be contiguous torch.float32"):
         zbuffer.splat(tensors[0].double(), *tensors[1:], keys)
+    for i in range(5):
+        with pytest.raises(ValueError, match=r"(xyz|stop|image_T_segment|source) .*: must be \("):
+            zbuffer.splat(*(t.repeat_interleave(2, 0) if i == j else t for j, t in enumerate(tensors)), keys)
     with pytest.raises(ValueError, match="does not work on cpu"):
         zbuffer.splat(*tensors, keys, backend="cuda")

@@ -1,5 +1,6 @@
 """Errors against truth: hand-worked numbers, and an independent reference that loops over pixels."""
 
+import json
 from collections import Counter
 from fractions import Fraction
 
@@ -19,6 +20,7 @@ from dense_depth.metrics import (
     footprints,
     judge,
     reference_depth,
+    summarise,
 )
 from dense_depth.pictures import COLOURS, PANEL_WIDTH, panels
 
@@ -364,3 +366,13 @@ def test_unknown_codes_are_refused():
         errors_of(label, frame_truth(label, surface=np.full((2, 2), 255, np.uint8)))
     with pytest.raises(ValueError, match="NaN"):
         errors_of(label, frame_truth([[1, 2], [np.nan, 3]]))
+
+
+def test_figures_of_no_labels_are_none():
+    """JSON has no NaN."""
+    for nothing in (LabelErrors(), DepthErrors()):
+        figures = summarise([nothing, nothing], ["CAM_A", "CAM_B"])
+        assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+        for means in (figures["all"], *figures["cameras"].values()):
+            assert (means["n"], means["share"], means["mae_m"], means["behind"]) == (0, None, None, None)
+    assert figures["cameras"].keys() == {"CAM_A", "CAM_B"}

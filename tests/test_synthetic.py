@@ -2,7 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +24,14 @@ from dense_depth.datasets.synthetic.mesh import EMPTY, block, merge
 from dense_depth.datasets.synthetic.raster import Canvas
 from dense_depth.datasets.synthetic.scene import CLASSES
 from dense_depth.datasets.synthetic.sensors import ELEVATIONS_DEG, Lidar, camera, expose, scan
+from dense_depth.datasets.synthetic.street import Street, along
 from dense_depth.datasets.synthetic.tables import Tables
-from dense_depth.datasets.synthetic.world import build_world
+from dense_depth.datasets.synthetic.traffic import varying
+from dense_depth.datasets.synthetic.world import build_world, furniture
 from dense_depth.geometry import invert
 
 CONFIG = SynthConfig(scenes=1, keyframes=6, image_width=400, image_height=225, lidar_noise_m=0.0)
+STREET = Street(300.0, (150.0,), bend_m=5.0, bend_x_m=140.0, slope=(0.02, 0.01), hill_m=0.5, bump_m=0.02)
 TINY = SynthConfig(scenes=2, keyframes=2, image_width=64, image_height=36, lidar_azimuths=90)
 
 
@@ -34,6 +40,13 @@ def nusc(tmp_path_factory: pytest.TempPathFactory) -> NuScenes:
     root = tmp_path_factory.mktemp("synth")
     generate(root, CONFIG)
     return NuScenes(CONFIG.version, str(root), verbose=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    generate(root, TINY)
+    return root
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -217,9 +230,8 @@ def test_num_lidar_pts_is_a_recount(nusc: NuScenes, tmp_path: Path) -> None:
         assert sum(a["num_lidar_pts"] for a in dataset.sample_annotation) > 300
 
 
-def test_tables_refer_to_each_other(nusc: NuScenes, tmp_path: Path) -> None:
-    generate(tmp_path, TINY)
-    for dataset in (nusc, NuScenes(TINY.version, str(tmp_path), verbose=False)):
+def test_tables_refer_to_each_other(nusc: NuScenes, tiny: Path) -> None:
+    for dataset in (nusc, NuScenes(TINY.version, str(tiny), verbose=False)):
         tokens = {name: {row["token"] for row in getattr(dataset, name)} for name in dataset.table_names}
         for name in dataset.table_names:
             rows = getattr(dataset, name)
@@ -342,9 +354,59 @@ def test_what_objects_do(nusc: NuScenes) -> None:
     assert late[0] == "pedestrian.standing" and late[-1] == "pedestrian.moving"
 
 
+def overlap_m(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """How deep two boxes (pose, size) reach into each other, seen from above."""
+    signs = np.array([*itertools.product((-0.5, 0.5), repeat=2)])
+    corners = [(signs * size[:2]) @ pose[:2, :2].T + pose[:2, 3] for pose, size in (a, b)]
+    axes = [pose[:2, k] / np.linalg.norm(pose[:2, k]) for pose, _ in (a, b) for k in (0, 1)]
+    along_axes = [(corners[0] @ axis, corners[1] @ axis) for axis in axes]
+    return max(0.0, min(min(p.max(), q.max()) - max(p.min(), q.min()) for p, q in along_axes))
+
+
+def test_nobody_drives_through_anybody() -> None:
+    """Nor does the ego vehicle. People may brush past each other: their boxes hold the longest stride."""
+    for seed in (1, 4):
+        world = build_world(9.5, np.random.default_rng(seed))
+        sizes = [actor.body.size_lwh_m - [0.1, 0.1, 0.05] for actor in world.actors]  # without the margin
+        people = [actor.body.category.startswith("human") for actor in world.actors]
+        for time_s in np.arange(0.0, 9.6, 0.5):
+            world_SE3_ego = world.world_SE3_ego(time_s)
+            world_SE3_ego[:3, 3] += world_SE3_ego[:3, 0]  # its middle lies ahead of the rear axle
+            boxes = [(actor.world_SE3_box(time_s), size) for actor, size in zip(world.actors, sizes)]
+            boxes.append((world_SE3_ego, np.array([4.5, 1.9, 1.6])))
+            moves = [*(actor.moves for actor in world.actors), True]
+            for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
+                if (moves[i] or moves[j]) and np.linalg.norm(a[0][:2, 3] - b[0][:2, 3]) < 20:
+                    both_people = j < len(people) and people[i] and people[j]
+                    assert overlap_m(a, b) < (0.3 if both_people else 0.05), (seed, time_s, i, j)
+
+
+def test_who_leaves_the_street_goes_on() -> None:
+    """Nothing stops dead where its path ends, or long after its last change of speed."""
+    path = along(STREET, 2.0, 0.0, 40.0)
+    for distance_m in (-5.0, 10.0, path.length_m + 5.0):
+        step = path.pose(distance_m + 0.5)[:3, 3] - path.pose(distance_m)[:3, 3]
+        assert np.linalg.norm(step) == pytest.approx(0.5, rel=0.02) and step[0] > 0.45
+    travelled = varying(3.0, np.array([1.0, 2.0]), np.array([4.0, 8.0]))
+    assert [travelled(t) for t in (0.0, 1.0, 2.0, 102.0)] == pytest.approx([3.0, 7.0, 13.0, 813.0])
+
+
+def test_furniture_faces_the_street() -> None:
+    """Lamps and traffic lights on arms hang over the road, not over the houses."""
+    seen = 0
+    for thing in furniture(STREET, np.random.default_rng(0)):
+        corners_m = thing.corners_m.reshape(-1, 3)
+        lateral = np.abs(corners_m[:, 1] - STREET.middle(corners_m[:, 0]))
+        high = corners_m[:, 2] > STREET.terrain(*corners_m[:, :2].T) + 4.5
+        if high.any():
+            seen += 1
+            assert lateral[high].min() < lateral[~high].min() - 0.5 and lateral[high].max() < lateral[~high].max() + 0.1
+    assert seen > 10
+
+
 def test_every_scene_has_all_classes(tmp_path: Path) -> None:
     """With attributes that the devkit's evaluation accepts, hit by the LiDAR and seen by a camera."""
-    generate(tmp_path, SynthConfig(scenes=3, keyframes=4, image_width=200, image_height=112))
+    generate(tmp_path, SynthConfig(scenes=2, keyframes=4, image_width=200, image_height=112))
     nusc = NuScenes(TINY.version, str(tmp_path), verbose=False)
     for scene in nusc.scene:
         samples = {s["token"] for s in nusc.sample if s["scene_token"] == scene["token"]}
@@ -362,15 +424,15 @@ def test_every_scene_has_all_classes(tmp_path: Path) -> None:
         assert shown == set(CLASSES.values())
 
 
-def test_same_seed_same_bytes(tmp_path: Path) -> None:
-    for name, config in (("a", TINY), ("b", TINY), ("c", SynthConfig(**{**vars(TINY), "seed": 1}))):
-        generate(tmp_path / name, config)
-    a, b, c = (hashes(tmp_path / name) for name in "abc")
-    assert a == b and len(a) > 50
-    assert a.keys() != c.keys()
-    generate(tmp_path / "c", TINY)  # replaces its own earlier dataset, whatever that was
-    assert hashes(tmp_path / "c") == a
-    splits = json.loads((tmp_path / "a" / TINY.version / "splits.json").read_text())
+def test_same_seed_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    """... in place of an earlier dataset, too; `test_command` makes them in another process."""
+    generate(tmp_path, dataclasses.replace(TINY, seed=1, scenes=1, version="other"))
+    first, other = hashes(tiny), hashes(tmp_path)
+    images = {content for path, content in first.items() if path.endswith(".jpg")}
+    assert len(first) > 50 and len(images) == 24 and not images & {*other.values()}
+    generate(tmp_path, TINY)
+    assert hashes(tmp_path) == first
+    splits = json.loads((tiny / TINY.version / "splits.json").read_text())
     assert splits["train"] == ["synth-0000"] and splits["val"] == ["synth-0001"]
 
 
@@ -548,9 +610,17 @@ def test_refuses_what_is_not_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "precious.txt").read_text() == "kept"
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cv2.imwrite", lambda *arguments: False)
+    with pytest.raises(InputError, match=f"{tmp_path}: cannot be written.*CAM_FRONT.*jpg: is the disk full"):
+        generate(tmp_path, TINY)
+    assert not (tmp_path / TINY.version).exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [{"scenes": 0}, {"keyframes": 0}, {"image_width": 1}, {"lidar_noise_m": -1.0}, {"lidar_noise_m": float("nan")}]
+    + [{"lidar_range_m": 4.0}, {"image_height": 10**6}, {"keyframes": 10**6}]
     + [{"missing_sweeps": 1.5}, {"pose_noise_m": -1.0}, {"clock_offset_ms": float("inf")}]
     + [{"version": version} for version in ("", "..", "a/b", "samples")],
 )
@@ -562,8 +632,9 @@ def test_refuses_bad_options(tmp_path: Path, change: dict) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_lost_truth_is_an_error(tmp_path: Path) -> None:
-    generate(tmp_path, dataclasses.replace(TINY, scenes=1))
+def test_lost_truth_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    for folder in ("truth", TINY.version):
+        shutil.copytree(tiny / folder, tmp_path / folder)
     scene = json.loads((tmp_path / "v1.0-synth" / "scene.json").read_text())[0]["token"]
     chunk = tmp_path / "truth" / scene / "CAM_BACK.zarr" / "depth_m" / "c" / "1" / "0" / "0"
     chunk.unlink()
@@ -573,13 +644,16 @@ def test_lost_truth_is_an_error(tmp_path: Path) -> None:
         read_truth(tmp_path, scene, "CAM_TOP")
 
 
-def test_command(tmp_path: Path) -> None:
+def test_command(tiny: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "dense_depth", *arguments], capture_output=True, text=True)
+        command = [sys.executable, "-m", "dense_depth", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
 
-    size = ("--scenes", "1", "--keyframes", "2", "--image-width", "64", "--image-height", "36")
+    names = ("scenes", "keyframes", "image_width", "image_height", "lidar_azimuths")
+    size = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(TINY, name)))]
     done = run("synth", "--out", str(tmp_path / "new"), *size)
-    assert done.returncode == 0 and "keyframe 2 of 2" in done.stdout and done.stderr == ""
+    assert done.returncode == 0 and "keyframe 2 of 4" in done.stdout and done.stderr == ""
+    assert hashes(tmp_path / "new") == hashes(tiny)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     refused = run("synth", "--out", str(tmp_path / "other"), *size)

@@ -29,13 +29,15 @@ void bev_cells(const float* xyz, int64_t points, int64_t points_per_sample, cons
 }
 
 // Sorts points by cell, stable. start has cells + 1 entries; point and pixel have room for all points, and slots for
-// cells + points / 16 + 16 entries. Returns the number of slots.
+// cells + points / 16 + 16 entries. Returns the number of slots, or -1 if there are fewer cells than cell_of says.
 int64_t bev_sort(const int* cell_of, int64_t cameras, int bins, int64_t camera_pixels, int64_t cells, int* start,
                  int* point, int* pixel, int* slots) {
     const int64_t points = cameras * bins * camera_pixels;
     std::fill(start, start + cells + 1, 0);
-    for (int64_t i = 0; i < points; ++i)
+    for (int64_t i = 0; i < points; ++i) {
+        if (cell_of[i] >= cells) return -1;
         if (cell_of[i] >= 0) ++start[cell_of[i] + 1];
+    }
     for (int64_t cell = 0; cell < cells; ++cell) start[cell + 1] += start[cell];
     std::vector<int> next(start, start + cells);
     for (int64_t plane = 0, i = 0; plane < cameras * bins; ++plane) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,7 +18,11 @@ void parallel_for(int64_t n, int64_t block, int threads, const Body& body) {
         for (int64_t first; (first = next.fetch_add(block)) < n;) body(first, std::min(first + block, n));
     };
     std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(threads, (n + block - 1) / block); ++i) others.emplace_back(work);
+    try {
+        for (int64_t i = 1; i < std::min<int64_t>(threads, (n + block - 1) / block); ++i) others.emplace_back(work);
+    } catch (const std::system_error&) {
+        // The system has no more threads to give: fewer do the work.
+    }
     work();
     for (auto& other : others) other.join();
 }

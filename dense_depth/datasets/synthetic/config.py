@@ -12,9 +12,10 @@ from dense_depth.datasets.synthetic.faults import Faults
 
 VERSION = re.compile(r"(?!(samples|sweeps|maps|truth)$)[\w.-]*\w")
 LEAST = {"scenes": 1, "keyframes": 1, "seed": 0, "image_width": 16, "image_height": 9, "lidar_azimuths": 1}
-LEAST |= {"lidar_noise_m": 0, "lidar_range_m": 1}
+LEAST |= {"lidar_noise_m": 0, "lidar_range_m": 5}  # to the ground
 LEAST |= {field.name: 0 for field in dataclasses.fields(Faults) if field.name != "clock_offset_ms"}
-MOST = {"lidar_azimuths": 100_000, "missing_sweeps": 1, "clock_offset_ms": 1000, "calibration_error_deg": 90}
+MOST = {"keyframes": 7200, "image_width": 8192, "image_height": 8192}  # an hour lies between the starts of scenes
+MOST |= {"lidar_azimuths": 100_000, "missing_sweeps": 1, "clock_offset_ms": 1000, "calibration_error_deg": 90}
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class SynthConfig:
     """Standard deviation of a LiDAR range."""
     lidar_range_m: float = 70.0
     """Longest LiDAR range."""
-    lidar_distortion: bool = False
+    lidar_distortion: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The vehicle and all else move during a revolution, and the points are not corrected for it."""
-    faults: Annotated[Faults, tyro.conf.OmitArgPrefixes] = Faults()  # noqa: RUF009  it is frozen
+    faults: Annotated[Faults, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff] = Faults()  # noqa: RUF009  it is frozen
     """What the tables say wrongly."""
 
     def check(self) -> None:

@@ -48,16 +48,19 @@ def generate(out: Path, config: SynthConfig, on_keyframe: Callable[[], None] = l
     Raises:
         InputError: An option is out of range, or ``out`` holds something else or cannot be written.
     """
-    out = Path(out)
     config.check()
     try:
-        clear(out)
-        for folder in ("maps", f"sweeps/{LIDAR}", *(f"samples/{channel}" for channel in (LIDAR, *CAMERAS))):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        (out / MARKER).write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        clear(Path(out))
+        write(Path(out), config, on_keyframe)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
 
+
+def write(out: Path, config: SynthConfig, on_keyframe: Callable[[], None]) -> None:
+    """Writes a dataset into an empty folder; as `generate`."""
+    for folder in ("maps", f"sweeps/{LIDAR}", *(f"samples/{channel}" for channel in (LIDAR, *CAMERAS))):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text(json.dumps(dataclasses.asdict(config), indent=1))
     tables = Tables(config.seed)
     for index, name in enumerate(CLASSES, start=1):
         tables.add("category", name, name=name, description="", index=index)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 
 from dense_depth.datasets.synthetic.materials import Material
 from dense_depth.datasets.synthetic.mesh import Colour, Mesh, block, flanks, merge, patches, pick, polygons, prism, tube
+from dense_depth.datasets.synthetic.shading import BAY_M, BELOW_M, STOREY_M
 
-BELOW_M, STOREY_M, BAY_M = 1.5, 3.1, 2.6  # the walls reach so far below the ground; windows as `shading` paints them
 DOOR_M, PLINTH_M = 2.9, 0.4  # height of entrances and of the plinth
 
 PLASTERS = [(214, 202, 176), (196, 186, 172), (206, 170, 130), (178, 186, 188), (188, 150, 128), (226, 220, 206)]

@@ -168,7 +168,7 @@ class SceneWriter:
         truth["surface"][key] = seen.surface
         image = cv2.GaussianBlur(seen.image[..., ::-1], (3, 3), 0.55)  # a lens is no pinhole
         if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90]):
-            raise OSError(f"{path}: could not be written")
+            raise OSError(f"{path.name}: is the disk full?")
         return np.stack([np.bincount(seen.instance.ravel(), minlength=len(moves)), seen.pixels_on])
 
     def box(

@@ -13,12 +13,15 @@ from dense_depth.datasets.synthetic.mesh import Mesh
 from dense_depth.datasets.synthetic.raster import Canvas, draw_heights
 from dense_depth.geometry import SE3
 
-TILE = 256  # pixels per side of the noise tile
+TILE = 256  # pixels per side of the noise tile, a power of two
+LAST = TILE - 1
+STOREY_M, BAY_M, BELOW_M = (
+    3.1,
+    2.6,
+    1.5,
+)  # a window each; walls, whose texture counts from below, start below the ground
 SHADOW_PITCH_M, SHADOW_BIAS_M = 0.1, 0.12
-HAZE_M = 300.0  # contrast falls to half over this distance
-
-_STREET, _FACADE, _BRICK, _CONCRETE, _ROOF, _GLASS, _METAL, _WOOD, _FOLIAGE, _BARK, _PAINT, _RUBBER = range(12)
-_PLASTIC, _CLOTH, _SKIN, _SIGN, _STRIPES, _LAMP = range(12, len(Material))
+HAZE_M, HAZE = 300.0, (205, 214, 224)  # contrast falls to half over this distance; towards this colour
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,13 @@ def shade(
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _noise(tile, x, y):  # type: ignore[no-untyped-def]
     """Bilinear noise; one unit of x and y is a pixel of the tile."""
     fx, fy = np.floor(x), np.floor(y)
     a, b = np.float32(x - fx), np.float32(y - fy)
-    i, j = np.int64(fx) & 255, np.int64(fy) & 255
-    k, m = (i + 1) & 255, (j + 1) & 255
+    i, j = np.int64(fx) & LAST, np.int64(fy) & LAST
+    k, m = (i + 1) & LAST, (j + 1) & LAST
     one = np.float32(1.0)
     return (tile[j, i] * (one - a) + tile[j, k] * a) * (one - b) + (tile[m, i] * (one - a) + tile[m, k] * a) * b
 
@@ -250,8 +253,8 @@ def _street(tile, s, t, footprint, marks):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _wall(tile, r, g, b, s, t, footprint, brick, sky_r, sky_g, sky_b):  # type: ignore[no-untyped-def]
     """Albedo of a house: rows of windows in plaster or brick; the ground floor has larger ones."""
-    storey, bay = np.float32(3.1), np.float32(2.6)
-    t = t - np.float32(1.5)  # floors of houses reach below the ground
+    storey, bay = np.float32(STOREY_M), np.float32(BAY_M)
+    t = t - np.float32(BELOW_M)
     i, j = np.int64(np.floor(s / bay)), np.int64(np.floor(t / storey))
     x, y = s - bay * i - bay / 2, t - storey * j
     wide, low, high = np.float32(0.62), np.float32(0.95), np.float32(2.5)
@@ -348,25 +351,27 @@ def _shade(  # type: ignore[no-untyped-def]
             material = materials[which]
 
             mirror_r = mirror_g = mirror_b = zero
-            if material in (_GLASS, _PAINT, _FACADE, _BRICK, _METAL):
+            if material in (Material.GLASS, Material.PAINT, Material.FACADE, Material.BRICK, Material.METAL):
                 mx, my, mz = dx - 2 * facing * nx, dy - 2 * facing * ny, dz - 2 * facing * nz
                 if mz > 0.05:
                     mirror_r, mirror_g, mirror_b = _sky(tile, mx, my, mz, to_sun, zero)
                 else:
                     mirror_r, mirror_g, mirror_b = np.float32(96), np.float32(94), np.float32(92)
             fade = min(one, np.float32(0.015) / footprint)
-            if material == _STREET:
+            if material == Material.STREET:
                 r, g, b = _street(tile, s, t, footprint, marks)
-            elif material in (_FACADE, _BRICK):
-                r, g, b = _wall(tile, r, g, b, s, t, footprint, material == _BRICK, mirror_r, mirror_g, mirror_b)
-            elif material in (_CONCRETE, _BARK, _RUBBER):
+            elif material in (Material.FACADE, Material.BRICK):
+                r, g, b = _wall(
+                    tile, r, g, b, s, t, footprint, material == Material.BRICK, mirror_r, mirror_g, mirror_b
+                )
+            elif material in (Material.CONCRETE, Material.BARK, Material.RUBBER):
                 tone = (
                     one
                     + np.float32(0.07) * _noise(tile, s * 20, t * 8)
                     + np.float32(0.08) * fade * _noise(tile, s * 90, t * 40)
                 )
                 r, g, b = r * tone, g * tone, b * tone
-            elif material == _ROOF:
+            elif material == Material.ROOF:
                 tone = (
                     one
                     + np.float32(0.06) * _noise(tile, s * 8, t * 8)
@@ -377,35 +382,35 @@ def _shade(  # type: ignore[no-untyped-def]
                 if t % np.float32(0.3) < 0.05:
                     tone -= np.float32(0.25) * fade
                 r, g, b = r * tone, g * tone, b * tone
-            elif material == _WOOD:
+            elif material == Material.WOOD:
                 tone = one + np.float32(0.12) * _noise(tile, s * 60, t * 5) * fade
                 r, g, b = r * tone, g * tone, b * tone
-            elif material == _FOLIAGE:
+            elif material == Material.FOLIAGE:
                 tone = np.float32(0.85) + np.float32(0.25) * _noise(tile, s * 90 + which * 17, t * 90) * fade
                 tone += np.float32(0.35) * (_hash(which, 5) - half)
                 r, g, b = r * tone, g * tone, b * tone
-            elif material == _CLOTH:
+            elif material == Material.CLOTH:
                 tone = (
                     one
                     + np.float32(0.08) * _noise(tile, s * 40, t * 15)
                     + np.float32(0.05) * _noise(tile, s * 120, t * 120) * fade
                 )
                 r, g, b = r * tone, g * tone, b * tone
-            elif material == _SIGN and (t * 6) % 1 < 0.25 and footprint < 0.02:
+            elif material == Material.SIGN and (t * 6) % 1 < 0.25 and footprint < 0.02:
                 r, g, b = r * half, g * half, b * half
-            elif material == _STRIPES and (s + t) % np.float32(0.3) < 0.15:
+            elif material == Material.STRIPES and (s + t) % np.float32(0.3) < 0.15:
                 r, g, b = np.float32(232), np.float32(230), np.float32(226)
-            if material in (_PAINT, _GLASS, _METAL):
+            if material in (Material.PAINT, Material.GLASS, Material.METAL):
                 grazing = (one + facing) ** 3
                 share = np.float32(0.12) + np.float32(0.5) * grazing
-                if material == _GLASS:
+                if material == Material.GLASS:
                     r, g, b = r * half, g * half, b * half
                     share = np.float32(0.30) + np.float32(0.6) * grazing
                 r, g, b = r + (mirror_r - r) * share, g + (mirror_g - g) * share, b + (mirror_b - b) * share
 
             # Sunlight where nothing lies between here and the sun, skylight by how much of the sky is above.
             shine = nx * to_sun[0] + ny * to_sun[1] + nz * to_sun[2]
-            if material == _FOLIAGE:  # leaves scatter what falls on either side
+            if material == Material.FOLIAGE:  # leaves scatter what falls on either side
                 shine = np.float32(0.35) + np.float32(0.5) * abs(shine)
             lit = max(shine, zero)
             if lit > 0:
@@ -414,17 +419,17 @@ def _shade(  # type: ignore[no-untyped-def]
                 v = M[1, 0] * px + M[1, 1] * py + M[1, 2] * pz + M[1, 3]
                 h = M[2, 0] * px + M[2, 1] * py + M[2, 2] * pz + M[2, 3] + np.float32(SHADOW_BIAS_M)
                 open_to_sun = _open_to_sun(heights, u, v, h)
-                if material == _FOLIAGE:
+                if material == Material.FOLIAGE:
                     open_to_sun = np.float32(0.25) + np.float32(0.75) * open_to_sun
                 lit *= open_to_sun
             level = ambient * (np.float32(0.7) + np.float32(0.3) * nz) + sun * lit
-            if material == _LAMP:
+            if material == Material.LAMP:
                 level = np.float32(1.25)
             # The shaded side is bluish, the sunny one warm.
             warm = np.float32(0.05) * min(lit * 2, one)
             r, g, b = r * level * (one + warm), g * level, b * level * (np.float32(1.06) - 2 * warm)
             clear = one / (one + distance * np.float32(1 / HAZE_M))
-            r, g, b = 205 + (r - 205) * clear, 214 + (g - 214) * clear, 224 + (b - 224) * clear
+            r, g, b = HAZE[0] + (r - HAZE[0]) * clear, HAZE[1] + (g - HAZE[1]) * clear, HAZE[2] + (b - HAZE[2]) * clear
             out[row, column, 0] = np.uint8(min(max(r, zero), np.float32(255)))
             out[row, column, 1] = np.uint8(min(max(g, zero), np.float32(255)))
             out[row, column, 2] = np.uint8(min(max(b, zero), np.float32(255)))

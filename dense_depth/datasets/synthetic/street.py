@@ -141,10 +141,11 @@ class Path:
         return float(self.distance_m[-1])
 
     def pose(self, distance_m: float, up_m: float = 0.0) -> SE3:
-        """World pose at a distance along the path, facing along it."""
-        x = float(np.interp(distance_m, self.distance_m, self.xy_m[:, 0]))
-        y = float(np.interp(distance_m, self.distance_m, self.xy_m[:, 1]))
-        return self.street.pose(x, y, float(np.interp(distance_m, self.middles_m, self.yaws)), up_m)
+        """World pose at a distance along the path, facing along it; beyond its ends the path goes straight on."""
+        x, y = (float(np.interp(distance_m, self.distance_m, self.xy_m[:, axis])) for axis in (0, 1))
+        yaw = float(np.interp(distance_m, self.middles_m, self.yaws))
+        beyond_m = distance_m - min(max(distance_m, 0.0), self.length_m)
+        return self.street.pose(x + beyond_m * np.cos(yaw), y + beyond_m * np.sin(yaw), yaw, up_m)
 
     def at_x(self, x: float) -> float:
         """The distance along the path of its first point beyond a world x."""

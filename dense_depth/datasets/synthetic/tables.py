@@ -37,7 +37,7 @@ class Tables:
         # The devkit takes "train" and "val" for its own lists of scenes, so its evaluation needs other names.
         splits = {"train": train, "val": val, "synth_train": train, "synth_val": val}
         folder.mkdir()
-        for name, rows in {**self.rows, "splits": splits}.items():
+        for name, rows in {"splits": splits, **self.rows}.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=0))
 
 

@@ -89,8 +89,8 @@ def steady(start_m: float, speed_mps: float) -> Profile:
 
 def varying(start_m: float, times_s: Float[np.ndarray, " n"], speeds_mps: Float[np.ndarray, " n"]) -> Profile:
     """Speeds that change linearly between given times; constant before the first and after the last."""
-    grid = np.arange(-1.0, max(times_s[-1], 0.0) + 60.0, 0.01)
+    grid = np.arange(-1.0, max(times_s[-1], 0.0) + 1.0, 0.01)
     speed = np.interp(grid, times_s, speeds_mps)
     distance = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * 0.01)])
     distance += start_m - np.interp(0.0, grid, distance)
-    return lambda time_s: float(np.interp(time_s, grid, distance))
+    return lambda time_s: float(np.interp(time_s, grid, distance)) + speeds_mps[-1] * max(time_s - grid[-1], 0.0)

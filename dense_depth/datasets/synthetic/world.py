@@ -15,6 +15,7 @@ from dense_depth.datasets.synthetic.street import (
     CORNER_M,
     CROSSING_ROAD_M,
     GROUND_M,
+    LANE_EDGE_M,
     LANE_M,
     PARKING_M,
     PAVEMENT_M,
@@ -29,7 +30,8 @@ from dense_depth.datasets.synthetic.traffic import Actor, Profile, moving, stand
 from dense_depth.geometry import SE3, se3
 
 EGO_START_M, AHEAD_M = 90.0, 120.0  # where the ego vehicle starts, and how much street lies beyond where it ends
-CYCLE_LANE_M, TREES_M, FURNITURE_M, WALK_M = 4.15, 7.8, 7.3, (8.8, 9.8)  # lateral, from the middle of the street
+# Lateral, from the middle of the street; people walk in two rows, on either side along the street and back.
+CYCLE_LANE_M, FURNITURE_M, TREES_M, SHELTER_M, CYCLES_M, WALK_M = 4.1, 7.3, 7.8, 7.95, 8.3, (8.95, 9.4)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def build_world(duration_s: float, rng: np.random.Generator) -> World:
         pose = ego_lane.pose(ego_start_m + ego_travelled(time_s))
         return pose @ se3(about_y @ about_x, np.array([0, 0, heave]))
 
-    background = [street.mesh(), *rows_of_houses(street, rng), *greenery(street, rng), *furniture(street, rng)]
+    row, things = rows_of_houses(street, rng), [*greenery(street, rng), *furniture(street, rng)]
     site_m, site_side = EGO_START_M + 0.2 * drive_m + rng.uniform(11, 15), int(rng.choice([-1, 1]))
     late_m = EGO_START_M + drive_m + rng.uniform(14, 18)  # where a pedestrian steps out from behind a van
-    while street.near_crossing(late_m, 14.0):
+    while street.near_crossing(late_m, 14.0) or abs(late_m - site_m) < 13.0:
         late_m += 3.0
+    background = [street.mesh(), *row, *(thing for thing in things if not is_on(thing, street, site_m, site_side))]
     actors = [
         *through_traffic(street, ego_start_m, ego_travelled, ego_lane, rng),
         *turning_traffic(street, crossing_m, duration_s, ego_start_m, ego_lane, speed, rng),
@@ -193,25 +196,31 @@ def furniture(street: Street, rng: np.random.Generator) -> list[Mesh]:
     """What stands on the pavement: lamp posts, signs, traffic lights, bollards, benches, bins and a bus shelter."""
     found = []
     for side in (-1, 1):
-        inward = np.pi if side > 0 else 0.0
+        outward = 0.0 if side > 0 else np.pi  # furniture is modelled with the road at y < 0
         for x in np.arange(6.0 + 13.0 * (side > 0), street.length_m, 27.0):
             if not street.near_crossing(float(x)):
-                found.append(scenery.lamp_post(rng).moved(street.beside(float(x), side * FURNITURE_M, inward)))
+                found.append(scenery.lamp_post(rng).moved(street.beside(float(x), side * FURNITURE_M, outward)))
         for x in rng.uniform(20, street.length_m, 12):
             thing = [scenery.sign, scenery.sign, scenery.litter_bin, scenery.bench, scenery.bollard][rng.integers(5)]
             if not street.near_crossing(x):
-                found.append(thing(rng).moved(street.beside(x, side * FURNITURE_M, inward)))
+                found.append(thing(rng).moved(street.beside(x, side * FURNITURE_M, outward)))
         shelter_m = rng.uniform(EGO_START_M + 15, street.length_m - 60)
         if not street.near_crossing(shelter_m, 14.0):
-            found.append(scenery.bus_shelter(rng).moved(street.beside(shelter_m, side * 9.3, inward)))
+            found.append(scenery.bus_shelter(rng).moved(street.beside(shelter_m, side * SHELTER_M, outward)))
         for crossing_m in street.crossings_m:
             for corner in (-1, 1):
                 x = crossing_m + corner * (CROSSING_ROAD_M + 0.7)
-                found.append(scenery.traffic_light(rng).moved(street.beside(x, side * (ROAD_M + 0.7), inward)))
+                found.append(scenery.traffic_light(rng).moved(street.beside(x, side * (ROAD_M + 0.7), outward)))
                 for step in range(4):
                     x = crossing_m + corner * (CROSSING_ROAD_M + 1.2 + 1.2 * step)
-                    found.append(scenery.bollard(rng).moved(street.beside(x, side * (ROAD_M + 0.35), inward)))
+                    found.append(scenery.bollard(rng).moved(street.beside(x, side * (ROAD_M + 0.35), outward)))
     return found
+
+
+def is_on(thing: Mesh, street: Street, x: float, side: int) -> bool:
+    """Whether something stands on the pavement, close to a place along the street."""
+    at = thing.corners_m.mean(axis=(0, 1))
+    return abs(at[0] - x) < 5.5 and ROAD_M < side * (at[1] - street.middle(at[0])) < PAVEMENT_M
 
 
 def through_traffic(
@@ -267,7 +276,7 @@ def turning_traffic(
     profile = varying(start, np.array([slow * 0.5, slow, slow + 2.5]), np.array([speed_mps + 1.5, 4.0, 8.0]))
     found = [moving("turning", vehicles.car(rng), away, profile)]
 
-    wait_m = ROAD_M + 4.5 + 2.5
+    wait_m = ROAD_M + 4.5 + 2.5  # behind the zebra crossing
     arrive = across(street, turn_x, 88.0, LANE_M)
     merging = joined(arrive, along(street, LANE_M, turn_x, -60.0), 5.0)
     start = 88.0 - wait_m - 9.0
@@ -276,7 +285,7 @@ def turning_traffic(
     found.append(moving("merging", vehicles.car(rng), merging, profile))
 
     crossing = across(street, crossing_m + side_lane, -88.0, 88.0)
-    profile = varying(88.0 - wait_m - 14.0, np.array([0.3, 3.8]), np.array([8.0, 0.0]))
+    profile = varying(88.0 - wait_m - 16.4, np.array([0.3, 3.8]), np.array([8.0, 0.0]))
     found.append(moving("arriving", vehicles.car(rng), crossing, profile))
     return found
 
@@ -284,9 +293,9 @@ def turning_traffic(
 def building_site(street: Street, x: float, side: int, rng: np.random.Generator) -> list[Actor]:
     """A construction vehicle on the pavement, fenced off by barriers and cones."""
     lateral = side * PARKING_M
-    found = [standing("digger", diggers.construction(rng), street.beside(x, side * 7.4, rng.uniform(-0.3, 0.3)))]
+    found = [standing("digger", diggers.construction(rng), street.beside(x, side * 6.95, rng.uniform(-0.1, 0.1)))]
     for i, along_m in enumerate(np.arange(-6.0, 6.1, 2.4)):
-        place = street.beside(x + along_m, lateral - side * 1.2, np.pi / 2 + rng.uniform(-0.05, 0.05))
+        place = street.beside(x + along_m, lateral - side * 0.8, np.pi / 2 + rng.uniform(-0.05, 0.05))
         found.append(standing(f"barrier-{i}", scenery.barrier(rng), place))
     for i, (along_m, inward_m) in enumerate(
         ((-8, 0.9), (-9, 0.3), (-10, -0.3), (-11, -0.9), (8, 0.9), (9, 0), (10, -0.9))
@@ -302,9 +311,18 @@ def walkers(
     """Pedestrians who walk, stand in groups, stop and go on, step out from behind a van and from a door."""
     found = []
     half_s = duration_s / 2
+    door_m = EGO_START_M + drive_m / 2 + 16.0
+    while street.near_crossing(door_m, 16.0):
+        door_m += 3.0
+    crossing_m, reach_m = street.crossings_m[0], 1.6 * duration_s + CROSSING_ROAD_M
     for i in range(9):
-        side, forward = int(rng.choice([-1, 1])), rng.uniform() < 0.5
-        lateral, x = side * rng.uniform(*WALK_M), EGO_START_M + rng.uniform(-15, drive_m + 45)
+        side, forward, sway_m = int(rng.choice([-1, 1])), rng.uniform() < 0.5, rng.uniform(-0.05, 0.05)
+        x = EGO_START_M - 15 + (i + rng.uniform(0.2, 0.8)) / 9 * (drive_m + 60)
+        if abs(x - crossing_m) < reach_m:  # nobody walks in front of cars that turn
+            forward = x > crossing_m
+        if abs(x - door_m) < reach_m:  # nor where somebody comes out of a house
+            side = site_side
+        lateral = side * (WALK_M[int(forward)] + sway_m)
         path = along(street, lateral, *((0.0, street.length_m) if forward else (street.length_m, 0.0)))
         start, speed = path.at_x(x), rng.uniform(0.9, 1.6)
         profile = steady(start, speed)
@@ -315,21 +333,21 @@ def walkers(
             )
         found.append(moving(f"walker-{i}", people.pedestrian(rng), path, profile))
     for i in range(3):
-        x = EGO_START_M + rng.uniform(8, drive_m + 40)
+        x = EGO_START_M + 8 + (i + rng.uniform(0.0, 0.6)) / 3 * (drive_m + 32)
         side = -site_side
         if street.near_crossing(x):
             x += 2 * CORNER_M
+        if -3.5 < x - door_m < 1.5:
+            x += 5.0
         for j in range(int(rng.integers(1, 4))):
-            place = street.beside(x + rng.uniform(0.7, 1.0) * j, side * (WALK_M[1] + 0.1 * j), rng.uniform(0, 6))
+            along_m = j + rng.uniform(-0.1, 0.1)
+            place = street.beside(x + along_m, side * (WALK_M[1] + 0.55 + 0.05 * j), rng.uniform(0, 6))
             found.append(standing(f"standing-{i}-{j}", people.pedestrian(rng), place))
     over = across(street, late_m, -ROAD_M - 1.5, ROAD_M + 3.0)
     profile = varying(0.0, np.array([half_s, half_s + 0.5]), np.array([0.0, 1.5]))
     found.append(moving("late", people.pedestrian(rng), over, profile))
-    door_m = EGO_START_M + drive_m / 2 + 16.0
-    while street.near_crossing(door_m, 16.0):
-        door_m += 3.0
-    out = across(street, door_m, site_side * -(PAVEMENT_M + 3.0), site_side * -WALK_M[0])
-    onward = along(street, site_side * -WALK_M[0], door_m, street.length_m)
+    out = across(street, door_m, site_side * -(PAVEMENT_M + 3.0), site_side * -WALK_M[1])
+    onward = along(street, site_side * -WALK_M[1], door_m, street.length_m)
     profile = varying(0.0, np.array([0.2 * duration_s, 0.2 * duration_s + 0.5]), np.array([0.0, 1.3]))
     found.append(moving("door", people.pedestrian(rng), joined(out, onward, 1.0), profile))
     return found
@@ -341,7 +359,8 @@ def parked(street: Street, kept_free: list[tuple[float, int]], late_m: float, rn
 
     def park(body: Body, x: float, side: int, lateral_m: float) -> None:
         place = street.beside(x, side * lateral_m, (np.pi if side > 0 else 0.0) + rng.normal(0, 0.02))
-        found.append(standing(f"parked-{len(found)}", body, place))
+        if abs(x - late_m) > body.size_lwh_m[0] / 2 + 0.5:  # not in the way of who steps out
+            found.append(standing(f"parked-{len(found)}", body, place))
 
     for side in (-1, 1):
         x = 25.0 + rng.uniform(0, 5)
@@ -361,11 +380,11 @@ def parked(street: Street, kept_free: list[tuple[float, int]], late_m: float, rn
                 x += 2.0
                 continue
             if is_trailer or rng.uniform() < 0.72 or abs(x - late_m) < 8:
-                park(body, middle, side, PARKING_M)
+                park(body, middle, side, max(PARKING_M, LANE_EDGE_M + body.size_lwh_m[1] / 2))
             x += 2 * half + rng.uniform(0.8, 2.0)
-        for x in EGO_START_M + rng.uniform(-10, 75, 5):
+        for x in EGO_START_M - 10 + 17 * (np.arange(5) + rng.uniform(0, 0.8, 5)):
             if street.near_crossing(float(x)) or any(abs(x - at) < 12 and where == side for at, where in kept_free):
                 continue
             body = cycles.bicycle(rng, False) if rng.uniform() < 0.6 else cycles.motorcycle(rng, False)
-            park(body, float(x), side, 8.3)
+            park(body, float(x), side, CYCLES_M)
     return found
