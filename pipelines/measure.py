@@ -59,7 +59,7 @@ def plan_truth(
         rows: Its rows that may be measured.
         dataset: What the labels were made from.
         dataroot: Where that and its truth are.
-        scenes: Names of the scenes to measure; all when empty.
+        scenes: Names of scenes or splits to measure; all when empty.
         crop_height: So many rows at the bottom of each label; all when None.
 
     Raises:

@@ -11,7 +11,6 @@ from dense_depth.datasets.synthetic.mesh import Mesh, merge
 from dense_depth.datasets.synthetic.street import Path
 from dense_depth.geometry import SE3
 
-MOVES_ABOVE_M = 0.5  # an object that stays within this all the time counts as standing
 STOPPED_MPS = 0.1
 
 Profile = Callable[[float], float]  # time in seconds to distance in metres

@@ -30,7 +30,7 @@ from dense_depth.datasets.synthetic.traffic import Actor, Profile, moving, stand
 from dense_depth.geometry import SE3, se3
 
 EGO_START_M, AHEAD_M = 90.0, 120.0  # where the ego vehicle starts, and how much street lies beyond where it ends
-# Lateral, from the middle of the street; people walk in two rows, on either side along the street and back.
+# Lateral, from the middle of the street; people walk towards its start in the first row and away in the second.
 CYCLE_LANE_M, FURNITURE_M, TREES_M, SHELTER_M, CYCLES_M, WALK_M = 4.1, 7.3, 7.8, 7.95, 8.3, (8.95, 9.4)
 
 
@@ -125,10 +125,10 @@ def build_world(duration_s: float, rng: np.random.Generator) -> World:
     late_m = EGO_START_M + drive_m + rng.uniform(14, 18)  # where a pedestrian steps out from behind a van
     while street.near_crossing(late_m, 14.0) or abs(late_m - site_m) < 13.0:
         late_m += 3.0
-    background = [street.mesh(), *row, *(thing for thing in things if not is_on(thing, street, site_m, site_side))]
+    background = [street.mesh(), *row, *(thing for thing in things if not is_at_site(thing, street, site_m, site_side))]
     actors = [
         *through_traffic(street, ego_start_m, ego_travelled, ego_lane, rng),
-        *turning_traffic(street, crossing_m, duration_s, ego_start_m, ego_lane, speed, rng),
+        *turning_traffic(street, crossing_m, duration_s, ego_start_m, speed, rng),
         *building_site(street, site_m, site_side, rng),
         *walkers(street, drive_m, duration_s, site_side, late_m, rng),
         *parked(street, [(site_m, site_side)], late_m, rng),
@@ -217,7 +217,7 @@ def furniture(street: Street, rng: np.random.Generator) -> list[Mesh]:
     return found
 
 
-def is_on(thing: Mesh, street: Street, x: float, side: int) -> bool:
+def is_at_site(thing: Mesh, street: Street, x: float, side: int) -> bool:
     """Whether something stands on the pavement, close to a place along the street."""
     at = thing.corners_m.mean(axis=(0, 1))
     return abs(at[0] - x) < 5.5 and ROAD_M < side * (at[1] - street.middle(at[0])) < PAVEMENT_M
@@ -263,7 +263,6 @@ def turning_traffic(
     crossing_m: float,
     duration_s: float,
     ego_start_m: float,
-    ego_lane: Path,
     speed_mps: float,
     rng: np.random.Generator,
 ) -> list[Actor]:
