@@ -155,9 +155,9 @@ def trails(
     v, u = np.nonzero(verdict == Verdict.IN_FRONT)
     points = transform(frame.world_SE3_cam, unproject(K, np.column_stack([u, v]), depth_m[v, u]))
     within = np.zeros(len(points), bool)
+    tracks = [track for track in scene.tracks if track.travel_m > config.moving_above_m]
     for sweep in scene.sweeps:
         if -1e6 * config.past_s <= sweep.timestamp_us - frame.timestamp_us <= 1e6 * config.future_s:
-            tracks = [track for track in scene.tracks if track.travel_m > config.moving_above_m]
             for box in boxes_at(tracks, sweep.timestamp_us, config.extrapolate_s):
                 if box is None:
                     continue

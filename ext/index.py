@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from ext import library
@@ -132,8 +132,19 @@ def cells_of(
         compiled.call("bev_cells", points_m, n, per_sample, low, step, size, rule == "trunc", cells, library.threads())
         return cells
     x, y, z = (torch.floor if rule == "floor" else torch.trunc)((points_m - low) / step).unbind(-1)
-    inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny) & (z >= 0) & (z < 1)
-    sample = torch.arange(len(points_m), dtype=torch.int32, device=points_m.device).view(-1, 1, 1, 1, 1)
+    return number_cells(x, y, (z >= 0) & (z < 1), grid.shape)
+
+
+def number_cells(
+    x: Float[Tensor, "samples cameras bins rows columns"],
+    y: Float[Tensor, "samples cameras bins rows columns"],
+    in_layer: Bool[Tensor, "samples cameras bins rows columns"],
+    grid_shape: tuple[int, int],
+) -> Int32[Tensor, "samples cameras bins rows columns"]:
+    """Numbers of cells at whole coordinates x and y: (sample, y, x), -1 outside the grid or its layer."""
+    ny, nx = grid_shape
+    inside = in_layer & (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
+    sample = torch.arange(len(x), dtype=torch.int32, device=x.device).view(-1, 1, 1, 1, 1)
     x, y = torch.where(inside, x, 0).int(), torch.where(inside, y, 0).int()
     return torch.where(inside, (sample * ny + y) * nx + x, -1)
 

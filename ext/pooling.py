@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ext import backends
-from ext.index import BevGrid, BevIndex, index_of_cells
+from ext.index import BevGrid, BevIndex, index_of_cells, number_cells
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -81,23 +81,18 @@ def bev_pool_bilinear(
     """
     if points_m.shape != (*depth.shape, 3):
         raise ValueError(f"points_m {tuple(points_m.shape)}: must be depth's shape {tuple(depth.shape)} and 3")
-    ny, nx = grid.shape
     low, step = grid.low_and_step(points_m.device)
     at = ((points_m - low) / step).nan_to_num(nan=-2.0)  # in cells; what is not a number is outside, without gradient
     corner = torch.floor(at[..., :2].detach() - 0.5)
     fraction = at[..., :2] - 0.5 - corner  # (..., 2) in [0, 1)
     in_layer = (at[..., 2] >= 0) & (at[..., 2] < 1)
-    sample = torch.arange(len(depth), device=depth.device).view(-1, 1, 1, 1, 1)
     weights, cells = [], []
     for dy in (0, 1):
         for dx in (0, 1):
-            x, y = corner[..., 0] + dx, corner[..., 1] + dy
-            inside = in_layer & (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
-            x, y = torch.where(inside, x, 0).int(), torch.where(inside, y, 0).int()
-            cells.append(torch.where(inside, (sample * ny + y) * nx + x, -1).int())
+            cells.append(number_cells(corner[..., 0] + dx, corner[..., 1] + dy, in_layer, grid.shape))
             weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
             weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            weight = torch.where(inside, weight_x * weight_y, 0)
+            weight = torch.where(cells[-1] >= 0, weight_x * weight_y, 0)
             weights.append(depth * weight.to(torch.promote_types(depth.dtype, torch.float32)))
     # Four bins for one: the pooled sum is the same, and its gradient in the weights leads on to the positions.
     index = index_of_cells(torch.cat(cells, 2), grid.shape)

@@ -30,12 +30,10 @@ class Material(enum.IntEnum):
     LAMP = 17  # shines by itself
 
 
-SURFACES = np.full(len(Material), Surface.OBJECT, np.uint8)  # kind of surface in the background
+SURFACES = np.full(len(Material), Surface.THIN, np.uint8)  # kind of surface in the background
 SURFACES[Material.STREET] = Surface.GROUND
 SURFACES[[Material.FACADE, Material.BRICK, Material.CONCRETE, Material.ROOF, Material.GLASS]] = Surface.BUILDING
 SURFACES[[Material.FOLIAGE, Material.BARK]] = Surface.VEGETATION
-SURFACES[[Material.METAL, Material.WOOD, Material.PLASTIC, Material.SIGN, Material.STRIPES]] = Surface.THIN
-SURFACES[[Material.LAMP, Material.RUBBER, Material.PAINT, Material.CLOTH, Material.SKIN]] = Surface.THIN
 
 # Diffuse reflectivity at 905 nm relative to white paint, and the share of pulses that pass through unseen.
 # Orders of magnitude: vegetation is bright in the near infrared, rubber and asphalt are dark, glass is seldom seen.

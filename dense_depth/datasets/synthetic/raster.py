@@ -14,7 +14,7 @@ NEAR_M = 0.05  # nothing nearer to a camera is drawn
 
 
 class Canvas:
-    """What the pixels of an image show; several meshes may be drawn on it, with ids that follow each other.
+    """What the pixels of an image show.
 
     Attributes:
         inverse_depth: 1 / depth of the nearest surface through the pixel's centre, 1/m; 0 where there is none.

@@ -15,11 +15,8 @@ from dense_depth.geometry import SE3
 
 TILE = 256  # pixels per side of the noise tile, a power of two
 LAST = TILE - 1
-STOREY_M, BAY_M, BELOW_M = (
-    3.1,
-    2.6,
-    1.5,
-)  # a window each; walls, whose texture counts from below, start below the ground
+STOREY_M, BAY_M = 3.1, 2.6  # of a wall, with a window each
+BELOW_M = 1.5  # walls, whose texture counts from below, start so far below the ground
 SHADOW_PITCH_M, SHADOW_BIAS_M = 0.1, 0.12
 HAZE_M, HAZE = 300.0, (205, 214, 224)  # contrast falls to half over this distance; towards this colour
 
