@@ -61,7 +61,8 @@ class AccumulationConfig:
         future_s: Use sweeps up to this long after the camera's time.
         dynamics: Points on moving objects are carried along the object's boxes to the camera's time ("boxes"),
             dropped ("drop"), or left where the sweep saw them ("none").
-        ego_crop_m: Points nearer to the sensor than this both along and across the vehicle lie on the ego vehicle.
+        ego_crop_m: Points nearer to the sensor than this both along its x and its y axis lie on the ego vehicle; if not
+            given, what the dataset says of its vehicle (``Sweep``).
         min_range_m: Nearest range from the sensor.
         max_range_m: Farthest range from the sensor.
         box_margin_m: Boxes grow by this on all sides but the bottom, where the ground is.
@@ -76,7 +77,7 @@ class AccumulationConfig:
     past_s: float = 1.0
     future_s: float = 1.0
     dynamics: Literal["boxes", "drop", "none"] = "boxes"
-    ego_crop_m: tuple[float, float] = (2.0, 1.0)
+    ego_crop_m: tuple[float, float] | None = None
     min_range_m: float = 1.0
     max_range_m: float = 80.0
     box_margin_m: float = 0.1
@@ -89,7 +90,7 @@ class AccumulationConfig:
         for name in ("past_s", "future_s", "min_range_m", "box_margin_m", "extrapolate_s"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be zero or more")
-        if not all(0 <= crop_m < np.inf for crop_m in self.ego_crop_m):
+        if not all(0 <= crop_m < np.inf for crop_m in self.ego_crop_m or ()):
             raise InputError(f"--ego-crop-m {self.ego_crop_m}: must be zero or more")
         if not self.min_range_m < self.max_range_m <= 200:
             raise InputError(
@@ -168,7 +169,7 @@ def cut_sweep(
     world_SE3_sensor: SE3,
     boxes: Sequence[Box],
     config: AccumulationConfig,
-    forward_axis: int = 0,
+    ego_crop_m: tuple[float, float],
     out: Float[np.ndarray, "3 n"] | None = None,
 ) -> Cut:
     """Sorts the points of a sweep into segments: static by azimuth sector, then one per box.
@@ -178,7 +179,7 @@ def cut_sweep(
         world_SE3_sensor: Pose of the sensor at the sweep's time.
         boxes: Boxes of the moving objects at the sweep's time; a point in two boxes belongs to the first.
         config: Crops, margins and what to do with moving objects.
-        forward_axis: As in ``Sweep``.
+        ego_crop_m: As in ``Sweep``, for where the config says nothing.
         out: Room for the kept points, at least as many columns as points; new if not given.
     """
     if out is None:
@@ -191,7 +192,7 @@ def cut_sweep(
         centre[i] = sensor_SE3_box[:3, 3]
         box_SE3_sensor[i] = invert(sensor_SE3_box)[:3]
     lower, upper = _box_bounds(boxes, config.box_margin_m)
-    crop_x, crop_y = config.ego_crop_m[::-1] if forward_axis else config.ego_crop_m
+    crop_x, crop_y = ego_crop_m if config.ego_crop_m is None else config.ego_crop_m
     reason, reason_counts, start, bounds = _cut(
         np.ascontiguousarray(points[:, :3].T),
         np.float32(crop_x),
@@ -419,8 +420,8 @@ class SceneCloud:
     def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
         points = read_sweep(sweep)
-        pose, axis = sweep.world_SE3_sensor, sweep.forward_axis
-        cut = cut_sweep(points, pose, boxes, self._config, axis, self.xyz[:, n_kept:])
+        pose, out = sweep.world_SE3_sensor, self.xyz[:, n_kept:]
+        cut = cut_sweep(points, pose, boxes, self._config, sweep.ego_crop_m, out)
         n_bad = cut.reason_counts[Reason.NONFINITE]
         if n_bad > self._config.max_bad_points * len(points):
             message = (

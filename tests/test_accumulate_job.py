@@ -392,7 +392,7 @@ def peak_memory(scene_args: str) -> None:
     points[:, :3] *= rng.uniform(3, 60, (len(points), 1))
     points.tofile(folder / "sweep.bin")
     sweeps = tuple(
-        Sweep(f"s{i:03d}", folder / "sweep.bin", 5, 50_000 * i, se3(np.eye(3), np.array([0.4 * i, 0, 0])))
+        Sweep(f"s{i:03d}", folder / "sweep.bin", 5, 50_000 * i, se3(np.eye(3), np.array([0.4 * i, 0, 0])), (2.0, 1.0))
         for i in range(400)
     )
     K = np.array([[1266.0, 0, 800], [0, 1266, 450], [0, 0, 1]])

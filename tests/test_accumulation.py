@@ -40,7 +40,7 @@ def make_scene(tmp_path, n_sweeps=5, tracks=(), ego_speed=6.0, seed=0):
         points = transform(invert(world_SE3_sensor), np.concatenate(world))
         path = tmp_path / f"{i}.bin"
         np.column_stack([points, np.zeros((len(points), 2))]).astype(np.float32).tofile(path)
-        sweeps.append(Sweep(f"s{i}", path, 5, t, world_SE3_sensor))
+        sweeps.append(Sweep(f"s{i}", path, 5, t, world_SE3_sensor, (2.0, 1.0)))
     camera_time = 1_230_000
     world_SE3_cam = yaw_pose(0.1, 7.4, 0.7) @ se3(
         np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]), np.array([0.5, 0, 1.5])
@@ -131,8 +131,9 @@ def test_window_and_left_out_sweeps(tmp_path):
         cloud.select(np.eye(4), 1_400_000, "s4")
 
 
-@pytest.mark.parametrize("forward_axis", [0, 1])
-def test_cut_accounts_for_every_point(forward_axis):
+@pytest.mark.parametrize("crop_m", [(2.0, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize("asked", [True, False])
+def test_cut_accounts_for_every_point(crop_m, asked):
     rng = np.random.default_rng(1)
     points = rng.normal(size=(5000, 5)).astype(np.float32) * [20, 20, 2, 1, 1]
     points = points.astype(np.float32)
@@ -143,12 +144,12 @@ def test_cut_accounts_for_every_point(forward_axis):
     points[18, :3] = 150, 0, 0
     points[19, :3] = 0, 0, 50  # straight up: no azimuth
     boxes = [Box(0, yaw_pose(0.3, 12, 4), np.array([8.0, 4.0, 3.0])), Box(0, yaw_pose(0, 12, 4), np.array([9.0, 5, 4]))]
-    config = AccumulationConfig(ego_crop_m=(2.0, 1.0), min_range_m=0.0, box_margin_m=0.0)
-    cut = cut_sweep(points, np.eye(4), boxes, config, forward_axis)
+    config = AccumulationConfig(ego_crop_m=crop_m if asked else None, min_range_m=0.0, box_margin_m=0.0)
+    cut = cut_sweep(points, np.eye(4), boxes, config, (0.0, 0.0) if asked else crop_m)
 
     xyz = points[:, :3].astype(np.float64)
     bad = ~(np.abs(xyz) < 1e3).all(1)
-    ego = ~bad & (np.abs(xyz[:, forward_axis]) < 2) & (np.abs(xyz[:, 1 - forward_axis]) < 1)
+    ego = ~bad & (np.abs(xyz[:, :2]) < crop_m).all(1)
     far = ~bad & ~ego & (np.linalg.norm(xyz, axis=1) > 80)
     inside = [
         (np.abs(transform(invert(box.world_SE3_box), np.nan_to_num(xyz))) <= box.size_lwh_m / 2).all(1) for box in boxes

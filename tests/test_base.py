@@ -142,7 +142,9 @@ def test_travel():
 
 def make_scene():
     rng = np.random.default_rng(0)
-    sweeps = tuple(Sweep(f"sweep-{i}", Path(f"{i}.bin"), 4, START_US + i, rng.normal(size=(4, 4))) for i in range(3))
+    sweeps = tuple(
+        Sweep(f"sweep-{i}", Path(f"{i}.bin"), 4, START_US + i, rng.normal(size=(4, 4)), (2.0, 1.0)) for i in range(3)
+    )
     frames = tuple(
         CameraFrame(
             sample_token=f"sample-{i}",

@@ -51,7 +51,7 @@ def test_recorded_frames(with_oxts):
     assert not with_oxts.notes
     # First line of velodyne_points/timestamps.txt: 2011-09-26 13:04:32.335337762.
     since_epoch = datetime(2011, 9, 26, 13, 4, 32, 335337, tzinfo=UTC) - datetime.fromtimestamp(0, UTC)
-    assert with_oxts.sweeps[0].forward_axis == 0
+    assert with_oxts.sweeps[0].ego_crop_m == (2.0, 1.6)
     assert with_oxts.sweeps[0].timestamp_us == since_epoch // timedelta(microseconds=1)
     for sweep, frame in zip(with_oxts.sweeps, with_oxts.frames):
         assert sweep.timestamp_us == frame.timestamp_us

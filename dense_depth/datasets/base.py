@@ -30,7 +30,7 @@ class Sweep:
         n_features: float32 values per point in the file; the first three are x, y, z in the sensor frame.
         timestamp_us: Time of the sweep.
         world_SE3_sensor: Sensor pose at that time.
-        forward_axis: The axis of the sensor that lies along the vehicle: 0 for x, 1 for y.
+        ego_crop_m: Points nearer to the sensor than this both along its x and its y axis lie on the ego vehicle.
     """
 
     token: str
@@ -38,7 +38,7 @@ class Sweep:
     n_features: int
     timestamp_us: int
     world_SE3_sensor: SE3
-    forward_axis: int = 0
+    ego_crop_m: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ from dense_depth.geometry import SE3, invert, se3
 
 SCENE_KEYFRAMES = 200  # a shard holds a whole scene in memory, so longer drives are split
 SCENE_MARGIN_US = 5_000_000  # sweeps of a part reach this far beyond its keyframes
+EGO_CROP_M = (2.0, 1.6)  # recorded returns of the vehicle end 1.2 m behind the LiDAR and 1.5 m beside it
 
 
 class KittiRawDataset:
@@ -130,7 +131,7 @@ class _Drive:
             keyframes = self.parts[name]
             first_us, last_us = times_us[keyframes[0]] - margin_us, times_us[keyframes[-1]] + margin_us
             sweeps = (
-                Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i])
+                Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROP_M)
                 for i, path in self.sweeps.items()
                 if first_us <= times_us[i] <= last_us
             )

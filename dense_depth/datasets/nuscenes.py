@@ -25,6 +25,7 @@ Row = dict[str, Any]
 
 LIDAR = "LIDAR_TOP"
 LIDAR_FEATURES = 5  # x, y, z, intensity, ring
+EGO_CROP_M = (2.0, 1.0)  # along and across the vehicle, whose recorded returns end 1.8 m ahead and 0.7 m beside
 MAX_EGO_TILT_DEG = 30.0
 MAX_SENSOR_TILT_DEG = 45.0
 
@@ -141,10 +142,12 @@ class NuScenesDataset:
         sweep_rows = self._channel(token, name, LIDAR, notes)
         key_sweeps = self._keyframes(samples, sweep_rows, name, LIDAR)
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in sweep_rows]
-        forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1).tolist()  # of the vehicle's x
+        # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
+        forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1)
+        crops = [EGO_CROP_M[::-1] if axis else EGO_CROP_M for axis in forward]
         sweeps = tuple(
-            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, axis)
-            for row, pose, axis in zip(sweep_rows, self._world_SE3_sensor(sweep_rows), forward)
+            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, crop)
+            for row, pose, crop in zip(sweep_rows, self._world_SE3_sensor(sweep_rows), crops)
         )
         frames: list[CameraFrame] = []
         for camera in self._cameras:
