@@ -152,10 +152,10 @@ def ours(scene, frames, visibility):
     keys = new_keys(height, width)
     cameras = sorted({frame.camera for frame in frames})
     depth = np.empty((len(cameras), height, width), np.uint16)
-    source = np.empty((len(cameras), height, width), np.uint8)
+    source, age = (np.empty((len(cameras), height, width), np.uint8) for _ in range(2))
     for frame in sorted(frames, key=lambda frame: frame.timestamp_us):
         i = cameras.index(frame.camera)
-        render_label(cloud, frame, frame.K, visibility, keys, depth[i], source[i])
+        render_label(cloud, frame, frame.K, visibility, keys, depth[i], source[i], age[i])
     return dequantise(depth)
 
 

@@ -26,12 +26,13 @@ def main() -> None:
         frames = scene.frames_of("image_02")[::EVERY]
         height, width, _ = label_camera(frames[0], 1.0)
         keys = new_keys(height, width)
-        depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
+        depth = np.empty((height, width), np.uint16)
+        source, age = (np.empty((height, width), np.uint8) for _ in range(2))
         alone = SceneCloud(scene, frames, AccumulationConfig(past_s=0, future_s=0, dynamics="none"))
         untested = VisibilityConfig(visibility="none")
         references = []
         for frame in frames:
-            render_label(alone, frame, frame.K, untested, keys, depth, source)
+            render_label(alone, frame, frame.K, untested, keys, depth, source, age)
             references.append(dequantise(depth))
         print(f"{name}: {len(frames)} labels of {DRIVE} without their key sweep, on the key sweep's pixels")
         print("dynamics visibility   labelled %   compared %    MAE m   AbsRel   behind %   in front %")
@@ -40,7 +41,7 @@ def main() -> None:
             for visibility in (untested, VisibilityConfig()):
                 errors, labelled, compared = DepthErrors(), 0, 0
                 for frame, reference in zip(frames, references):
-                    render_label(cloud, frame, frame.K, visibility, keys, depth, source, without=[frame.key_sweep])
+                    render_label(cloud, frame, frame.K, visibility, keys, depth, source, age, without=[frame.key_sweep])
                     errors.add(dequantise(depth), reference)
                     labelled += (depth > 0).mean() / len(frames)
                     compared += (reference > 0).sum()

@@ -70,8 +70,9 @@ def draw(scene, movers) -> str:
     rows = []
     for dynamics in ("none", "boxes"):
         cloud = SceneCloud(scene, [frame], replace(AccumulationConfig(), dynamics=dynamics))
-        depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
-        render_label(cloud, frame, K, VisibilityConfig(visibility="none"), new_keys(height, width), depth, source)
+        depth = np.empty((height, width), np.uint16)
+        source, age = (np.empty((height, width), np.uint8) for _ in range(2))
+        render_label(cloud, frame, K, VisibilityConfig(visibility="none"), new_keys(height, width), depth, source, age)
         tone = np.clip(np.log(np.maximum(dequantise(depth), 3) / 3) / np.log(60 / 3), 0, 1)
         colour = cv2.applyColorMap((255 * (1 - tone)).astype(np.uint8), cv2.COLORMAP_TURBO)
         picture = np.where((depth > 0)[..., None], colour, grey)

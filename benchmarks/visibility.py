@@ -118,12 +118,13 @@ def measure(root: Path, found: list[Candidate], scale: float, crop_height: int |
             height, width, K = label_camera(frame, scale)
             n_labels, size = n_labels + 1, f"{width}x{crop_height or height}"
             keys = new_keys(height, width)
-            depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
+            depth = np.empty((height, width), np.uint16)
+            source, age = (np.empty((height, width), np.uint8) for _ in range(2))
             for candidate in found:
                 cloud = clouds[candidate.accumulation]
                 config = candidate.test if isinstance(candidate.test, VisibilityConfig) else UNTESTED
                 started = time.perf_counter()
-                render_label(cloud, frame, K, config, keys, depth, source)
+                render_label(cloud, frame, K, config, keys, depth, source, age)
                 depth_m = dequantise(depth)
                 if not isinstance(candidate.test, VisibilityConfig):
                     depth_m = candidate.test(depth_m, cloud, scene, frame, K)

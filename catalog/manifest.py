@@ -29,6 +29,7 @@ QUALITY = (
     *("evaluated_rows", "coverage", "mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front", "on_sky"),
     *("held_out_compared", "held_out_mae_m", "held_out_rmse_m", "held_out_abs_rel", "held_out_delta_125"),
     *("held_out_behind", "held_out_in_front"),
+    *("completed_fraction", "mean_confidence", "completed_mae_m", "completed_within", "calibration_error"),
 )
 SHARD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # with ".json" still a file name
 _SHA256 = re.compile(r"[0-9a-f]{64}")

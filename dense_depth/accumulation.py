@@ -24,6 +24,9 @@ from dense_depth.geometry import SE3, invert, transform
 
 N_SECTORS = 32  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
 FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
+AGE_BITS = 5  # of the low byte of a z-buffer key; the three bits above hold the source code
+AGE_STEP_US = 100_000
+MAX_AGE = (1 << AGE_BITS) - 1
 
 
 class Source(enum.IntEnum):
@@ -348,6 +351,7 @@ class Selection:
         segments: Indices into the segments of a SceneCloud.
         ref_SE3_segment: Per selected segment, float64.
         source: Per selected segment: a code of ``Source``.
+        age: Per selected segment: time between its sweep and this label, see ``age_of``.
         n_sweeps: How many sweeps are in the window.
         n_unknown_pose: Points on objects that have no pose at this time; they are left out.
     """
@@ -355,8 +359,19 @@ class Selection:
     segments: Int[np.ndarray, " selected"]
     ref_SE3_segment: Float[np.ndarray, "selected 4 4"]
     source: UInt8[np.ndarray, " selected"]
+    age: UInt8[np.ndarray, " selected"]
     n_sweeps: int
     n_unknown_pose: int
+
+    @property
+    def code(self) -> UInt8[np.ndarray, " selected"]:
+        """Low byte of z-buffer keys: of equal depths the smaller source code wins, then the fresher sweep."""
+        return self.source << np.uint8(AGE_BITS) | self.age
+
+
+def age_of(between_us: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+    """Times between sweep and camera, either way, in steps of 0.1 s, half up; 31 stands for 3.1 s and more."""
+    return np.minimum((np.abs(between_us) + AGE_STEP_US // 2) // AGE_STEP_US, MAX_AGE).astype(np.uint8)
 
 
 class SceneCloud:
@@ -484,6 +499,7 @@ class SceneCloud:
             segments,
             ref_SE3_all[np.where(track >= 0, len(self._times_us) + track, sweep)],
             source,
+            age_of(self._times_us[sweep] - timestamp_us),
             len(window),
             int((self.stop - self.start)[unknown].sum()),
         )

@@ -38,12 +38,15 @@ SPLITS = {
     "source": tuple(source.name.lower() for source in Source),
 }
 SHAPE = tuple(len(names) for names in SPLITS.values())
-SUMS = ("labels", "compared", "absolute", "squared", "relative", "within_125", "behind", "in_front")
+SUMS = ("labels", "compared", "absolute", "squared", "relative", "within_125", "behind", "in_front", "within")
 TABLE = (*SHAPE, len(SUMS))
+CERTAIN = 255  # the confidence of a measured pixel
+N_BINS = 10  # of confidence
 
 # The range of a depth by the metre it ends in; 0 is sky.
 _RANGE_OF_METRE = np.digitize(range(256), RANGE_ENDS_M, right=True)
 _RANGE_OF_METRE[0] = SPLITS["range"].index("sky")
+_COMPLETED = int(Source.COMPLETED)  # compiled code takes plain numbers
 
 
 class Verdict(enum.IntEnum):
@@ -70,6 +73,7 @@ def _tally(sums, depth, reference):  # type: ignore[no-untyped-def]
     sums[5] += max(depth / reference, reference / depth) < 1.25
     sums[6] += error > margin
     sums[7] += error < -margin
+    sums[8] += abs(error) <= OUTLIER_M
 
 
 @numba.njit(cache=True, nogil=True)
@@ -81,7 +85,10 @@ def _tally_both(sums, depth_m, reference_m):  # type: ignore[no-untyped-def]
 
 
 def mean_errors(sums: Float[np.ndarray, " sums"]) -> dict[str, float]:
-    """MAE and RMSE in metres, AbsRel, and shares of labels; NaN where there was nothing to compare."""
+    """MAE and RMSE in metres, AbsRel, and shares of labels; NaN where there was nothing to compare.
+
+    A label is ``within`` if it is off by at most ``OUTLIER_M``; one on sky never is.
+    """
     total = dict(zip(SUMS, sums.tolist()))
     labels, compared = total["labels"] or np.nan, total["compared"] or np.nan
     return {
@@ -93,6 +100,7 @@ def mean_errors(sums: Float[np.ndarray, " sums"]) -> dict[str, float]:
         "behind": total["behind"] / labels,
         "in_front": total["in_front"] / labels,
         "on_sky": (total["labels"] - total["compared"]) / labels,
+        "within": total["within"] / labels,
     }
 
 
@@ -232,19 +240,21 @@ def _group(truth_m, moving, edge, kind, y, x):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _compare(  # type: ignore[no-untyped-def]
-    depth_m, source, truth_m, moving, edge, kind, rows, columns, errors, errors_at_centre, pixels
+    depth_m, source, confidence, truth_m, moving, edge, kind, rows, columns, errors, errors_at_centre, by_confidence, px
 ):
     for v in range(depth_m.shape[0]):
         for u in range(depth_m.shape[1]):
             y, x = rows[v, 2], columns[u, 2]
             shown = _group(truth_m, moving, edge, kind, y, x)
-            pixels[shown] += 1
+            px[shown] += 1
             if depth_m[v, u] > 0:
                 depth, code = np.float64(depth_m[v, u]), source[v, u]
                 _tally(errors_at_centre[shown, code], depth, np.float64(truth_m[y, x]))
                 y, x = _reference(depth_m[v, u], truth_m, rows[v], columns[u])
                 group = _group(truth_m, moving, edge, kind, y, x)
                 _tally(errors[group, code], depth, np.float64(truth_m[y, x]))
+                if code == _COMPLETED:
+                    _tally(by_confidence[confidence[v, u]], depth, np.float64(truth_m[y, x]))
 
 
 @dataclass
@@ -259,6 +269,7 @@ class LabelErrors:
     Attributes:
         errors: (*SHAPE, sums).
         errors_at_centre: The same by a stricter rule: the reference is the native pixel at the label pixel's centre.
+        by_confidence: The sums of ``errors`` of completed labels alone, by their confidence; (256, sums).
         pixels: (*SHAPE[:-1]) all pixels of the labels, by what their centre shows.
         surface_pixels: Pixels in whose area a surface is seen, and how many of them have a label.
         surface_cells: The same of square cells of ``STRIDES`` pixels; (strides, 2).
@@ -267,6 +278,9 @@ class LabelErrors:
     errors: Float[np.ndarray, "range motion place class source sums"] = field(default_factory=partial(np.zeros, TABLE))
     errors_at_centre: Float[np.ndarray, "range motion place class source sums"] = field(
         default_factory=partial(np.zeros, TABLE)
+    )
+    by_confidence: Float[np.ndarray, "confidences sums"] = field(
+        default_factory=partial(np.zeros, (CERTAIN + 1, len(SUMS)))
     )
     pixels: Int[np.ndarray, "range motion place class"] = field(default_factory=partial(np.zeros, SHAPE[:-1], int))
     surface_pixels: Int[np.ndarray, " 2"] = field(default_factory=partial(np.zeros, 2, int))
@@ -281,6 +295,7 @@ class LabelErrors:
         source: UInt8[np.ndarray, "height width"],
         truth: FrameTruth,
         crop_height: int | None = None,
+        confidence: UInt8[np.ndarray, "height width"] | None = None,
     ) -> None:
         """Adds one frame.
 
@@ -289,6 +304,7 @@ class LabelErrors:
             source: ``Source`` codes of the label.
             truth: What the image shows.
             crop_height: Count only so many rows at the bottom of the label.
+            confidence: Of the label, 255 = certain; completed labels without one count in no ``by_confidence``.
 
         Raises:
             InputError: The truth has a detection class that is not among ``CLASSES``.
@@ -307,6 +323,7 @@ class LabelErrors:
         _compare(
             depth_m,
             source,
+            source if confidence is None else confidence[bottom],
             truth.depth_m,
             truth.moving > 0,
             depth_edges(truth.depth_m),
@@ -315,6 +332,7 @@ class LabelErrors:
             columns,
             self.errors.reshape(-1, SHAPE[-1], len(SUMS)),
             self.errors_at_centre.reshape(-1, SHAPE[-1], len(SUMS)),
+            np.zeros_like(self.by_confidence) if confidence is None else self.by_confidence,
             self.pixels.reshape(-1),
         )
         is_surface, is_labelled = _any_in_areas(truth.depth_m > 0, rows, columns), depth_m > 0
@@ -354,6 +372,50 @@ class LabelErrors:
                 groups[group] = {"share": share, "coverage": coverage, **mean_errors(errors[i])}
         return groups
 
+    def origins(self) -> dict[str, dict[str, float]]:
+        """``mean_errors`` of measured and of completed labels, with their share of all; {} if none is completed."""
+        by_source = _marginal(self.errors, list(SPLITS).index("source"))
+        sums = {"measured": by_source[:_COMPLETED].sum(0), "completed": by_source[_COMPLETED]}
+        if not sums["completed"].any():
+            return {}
+        n = by_source[:, 0].sum()
+        return {name: {"share": _ratio(own[0], n), **mean_errors(own)} for name, own in sums.items()}
+
+    def calibration(self) -> dict[str, Any]:
+        """Whether the confidence of completed labels is the share of them that is ``within``; {} if none has one.
+
+        Returns:
+            The mean ``stated`` confidence (0 to 1) of completed labels, ``within`` and other means; the same by "bins"
+            of stated confidence, equally wide, those without labels left out; and by "tenths" of equally many labels,
+            the least confident first (where labels of one confidence fall into two tenths, their sums are divided in
+            proportion). ``error`` is the expected calibration error (Guo et al., "On calibration of modern neural
+            networks", ICML 2017): the mean over labels of how far stated and within are apart in their bin.
+        """
+        stated = np.arange(CERTAIN + 1) / CERTAIN
+        sums = np.column_stack([self.by_confidence, self.by_confidence[:, 0] * stated])
+        n = sums[:, 0].sum()
+        if not n:
+            return {}
+        bin_of = np.minimum(np.arange(CERTAIN + 1) * N_BINS // CERTAIN, N_BINS - 1)
+        bins = [(i / N_BINS, sums[bin_of == i].sum(0)) for i in range(N_BINS)]
+        up_to = np.vstack([np.zeros(sums.shape[1]), sums.cumsum(0)])
+        ends = np.linspace(0, n, N_BINS + 1)
+        tenths = np.diff([np.interp(ends, up_to[:, 0], column) for column in up_to.T]).T
+
+        def figures(own: np.ndarray) -> dict[str, float]:
+            means = mean_errors(own[:-1])
+            kept = {name: means[name] for name in ("mae_m", "within", "on_sky")}
+            return {"share": float(own[0] / n), "stated": float(own[-1] / own[0]), **kept}
+
+        curve = [{"from": lowest, **figures(own)} for lowest, own in bins if own[0]]
+        return {
+            "n": n,
+            "error": sum(own["share"] * abs(own["stated"] - own["within"]) for own in curve),
+            **figures(sums.sum(0)),
+            "bins": curve,
+            "tenths": [figures(own) for own in tenths],
+        }
+
     def causes(self) -> list[dict[str, Any]]:
         """What remains: false labels by class, place and source, most first, with their share of all false labels."""
         cause = ("place", "class", "source")  # in the order of SPLITS
@@ -378,7 +440,7 @@ def summarise(errors: Sequence[LabelErrors] | Sequence[DepthErrors], cameras: Se
 
     Returns:
         ``means`` under "all" and, by camera, under "cameras", with the share of all labels; for ``LabelErrors`` also
-        ``split`` under each name of ``SPLITS``, and ``causes``. Figures as by ``known``.
+        ``split`` under each name of ``SPLITS``, ``causes``, ``origins`` and ``calibration``. Figures as by ``known``.
     """
     by_camera = {camera: _sum([e for e, of in zip(errors, cameras) if of == camera]) for camera in sorted({*cameras})}
     overall = _sum(errors)
@@ -387,13 +449,16 @@ def summarise(errors: Sequence[LabelErrors] | Sequence[DepthErrors], cameras: Se
     figures: dict[str, Any] = {"all": shares.pop("all"), "cameras": shares}
     if isinstance(overall, LabelErrors):
         figures |= {name: overall.split(name) for name in SPLITS} | {"causes": overall.causes()}
+        figures |= {"origins": overall.origins(), "calibration": overall.calibration()}
     return known(figures)
 
 
 def known(figures: Any) -> Any:
-    """NaN, where there was nothing to compare, as None in nested dicts: JSON and manifests have no NaN."""
+    """NaN, where there was nothing to compare, as None in nested dicts and lists: JSON and manifests have no NaN."""
     if isinstance(figures, dict):
         return {name: known(value) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [known(value) for value in figures]
     return None if isinstance(figures, float) and np.isnan(figures) else figures
 
 

@@ -1,7 +1,7 @@
 """Points to a depth and source map: an exact z-buffer and a visibility test.
 
-The z-buffer keeps, per pixel, the smallest 32-bit key ``depth << 8 | source`` with depth in steps of 1/256 m. A
-minimum of integers does not depend on the order of the points, so neither do the labels.
+The z-buffer keeps, per pixel, the smallest 32-bit key ``depth << 8 | source << 5 | age`` with depth in steps of 1/256 m
+and age in steps of 0.1 s. A minimum of integers does not depend on the order of the points, so neither do the labels.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from typing import Literal
 
 import numba
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16, UInt32
+from jaxtyping import Float, Float32, UInt8, UInt16, UInt32
 
 from dense_depth import InputError
-from dense_depth.accumulation import SceneCloud, Selection
+from dense_depth.accumulation import AGE_BITS, MAX_AGE, SceneCloud, Selection
 from dense_depth.datasets.base import CameraFrame
 from dense_depth.geometry import invert, resize_K
 
@@ -92,7 +92,7 @@ def splat(
         cloud.start,
         cloud.stop,
         image_T_segment,
-        selection.source,
+        selection.code,
         keys,
     )
     width = keys.shape[1]
@@ -100,7 +100,7 @@ def splat(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys):  # type: ignore[no-untyped-def]
+def _splat(xyz, corners, segments, start, stop, image_T_segment, codes, keys):  # type: ignore[no-untyped-def]
     height, width = np.float32(keys.shape[0]), np.float32(keys.shape[1])
     flat_keys, stride = keys.reshape(-1), np.int32(keys.shape[1])
     zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0)
@@ -117,7 +117,7 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, source, keys): 
         a0, a1, a2, a3 = T[0, 0], T[0, 1], T[0, 2], T[0, 3]
         b0, b1, b2, b3 = T[1, 0], T[1, 1], T[1, 2], T[1, 3]
         c0, c1, c2, c3 = T[2, 0], T[2, 1], T[2, 2], T[2, 3]
-        code = np.uint32(source[k])
+        code = np.uint32(codes[k])
         for block in range(start[s], stop[s], BLOCK):
             n = min(BLOCK, stop[s] - block)
             xs, ys, zs = xyz[0, block : block + n], xyz[1, block : block + n], xyz[2, block : block + n]
@@ -286,15 +286,16 @@ def _hide_beyond(keys, cell, limit):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _unpack(keys, depth, source):  # type: ignore[no-untyped-def]
-    """Splits keys into depth and source code, and empties the z-buffer."""
+def _unpack(keys, depth, source, age):  # type: ignore[no-untyped-def]
+    """Splits keys into depth, source code and age, and empties the z-buffer."""
     for v in range(keys.shape[0]):
-        line, depth_line, source_line = keys[v], depth[v], source[v]
+        line, depth_line, source_line, age_line = keys[v], depth[v], source[v], age[v]
         for u in range(keys.shape[1]):
             key = line[u]
             filled = key != EMPTY_KEY
             depth_line[u] = np.uint16(key >> np.uint32(8)) if filled else np.uint16(0)
-            source_line[u] = np.uint8(key & np.uint32(255)) if filled else np.uint8(0)
+            source_line[u] = np.uint8((key & np.uint32(255)) >> np.uint32(AGE_BITS)) if filled else np.uint8(0)
+            age_line[u] = np.uint8(key & np.uint32(MAX_AGE)) if filled else np.uint8(0)
             line[u] = EMPTY_KEY
 
 
@@ -329,6 +330,7 @@ def render_label(
     keys: UInt32[np.ndarray, "height width"],
     depth: UInt16[np.ndarray, "height width"],
     source: UInt8[np.ndarray, "height width"],
+    age: UInt8[np.ndarray, "height width"],
     without: Sequence[str] = (),
 ) -> LabelStats:
     """Makes the label of one camera frame.
@@ -341,6 +343,7 @@ def render_label(
         keys: An empty z-buffer, empty again afterwards.
         depth: Written: depth in 1/256 m, 0 = none.
         source: Written: ``Source`` codes.
+        age: Written: time between camera and sweep in 0.1 s, 31 = 3.1 s or more; 0 where there is no label.
         without: Tokens of sweeps to leave out, for held-out checks.
     """
     selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
@@ -349,8 +352,68 @@ def render_label(
     # Cells stay where they are in the whole image, so that the result does not depend on the points.
     top = rows.start - rows.start % _cell_px(K, config)
     n_hidden = hide(keys[top : rows.stop], K, config)
-    _unpack(keys[rows], depth[rows], source[rows])
-    for array in (depth, source):
+    _unpack(keys[rows], depth[rows], source[rows], age[rows])
+    for array in (depth, source, age):
         array[: rows.start] = 0
         array[rows.stop :] = 0
     return LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)
+
+
+def shrink(
+    depth_m: Float32[np.ndarray, "rows columns"],
+    source: UInt8[np.ndarray, "rows columns"],
+    age: UInt8[np.ndarray, "rows columns"] | None,
+    height: int,
+    width: int,
+) -> tuple[
+    Float32[np.ndarray, "height width"], UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"] | None
+]:
+    """A label at a smaller size, z-buffered: a pixel takes the nearest of the labels that fall into it.
+
+    Pixels fall where ``geometry.resize_K`` puts their centres. Of equal depths the smaller source code wins, then the
+    smaller age.
+
+    Args:
+        depth_m: Metres, 0 = none.
+        source: ``Source`` codes, 0 where depth is 0.
+        age: As ``render_label`` writes it, or none.
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Raises:
+        ValueError: The result would be larger than the label.
+    """
+    rows, columns = depth_m.shape
+    if not (0 < height <= rows and 0 < width <= columns):
+        raise ValueError(f"{height}x{width}: must be at least 1x1 and at most {rows}x{columns}")
+    code = source if age is None else source << np.uint8(AGE_BITS) | age
+    shrunk_m, shrunk_code = _shrink(depth_m, code, height, width)
+    if age is None:
+        return shrunk_m, shrunk_code, None
+    return shrunk_m, shrunk_code >> np.uint8(AGE_BITS), shrunk_code & np.uint8(MAX_AGE)
+
+
+@numba.njit(cache=True, nogil=True)
+def _shrink(depth_m, code, height, width):  # type: ignore[no-untyped-def]
+    rows, columns = depth_m.shape
+    # Pixels whose floor(scale * (u + 0.5)) is p, in whole numbers.
+    first_row = (2 * rows * np.arange(height + 1) + height - 1) // (2 * height)
+    first_column = (2 * columns * np.arange(width + 1) + width - 1) // (2 * width)
+    out_m, out_code = np.empty((height, width), np.float32), np.empty((height, width), np.uint8)
+    keys = np.empty(columns, np.uint64)
+    empty = np.uint64(0xFFFFFFFF) << np.uint64(8)
+    for row in range(height):
+        keys[:] = empty
+        for v in range(first_row[row], first_row[row + 1]):
+            # Positive floats sort as their bits do; zero, less one, wraps to the largest key.
+            bits, line_code = depth_m[v].view(np.uint32), code[v]
+            for u in range(columns):
+                key = np.uint64(bits[u] - np.uint32(1)) << np.uint64(8) | np.uint64(line_code[u])
+                keys[u] = key if key < keys[u] else keys[u]
+        for column in range(width):
+            key = keys[first_column[column]]
+            for u in range(first_column[column] + 1, first_column[column + 1]):
+                key = keys[u] if keys[u] < key else key
+            out_m.view(np.uint32)[row, column] = np.uint32(key >> np.uint64(8)) + np.uint32(1)
+            out_code[row, column] = np.uint8(key & np.uint64(255))
+    return out_m, out_code

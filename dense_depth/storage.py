@@ -17,20 +17,21 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
 
 from dense_depth import InputError
-from dense_depth.accumulation import Source
+from dense_depth.accumulation import MAX_AGE, Source
 from dense_depth.projection import DEPTH_STEPS_PER_M
 from dense_depth.store import Bucket, Folder, open_store
 
 SCHEMA_VERSION = 1
 MAX_DEPTH_M = 255.99
 # Values that are never written, so that a lost chunk shows. Every confidence is legal: there 0, no trust at all.
-FILL_VALUES = {"depth": 65535, "source": 255, "confidence": 0}
-_DTYPES: dict[str, np.dtype[Any]] = {"depth": np.dtype("<u2"), "source": np.dtype("u1"), "confidence": np.dtype("u1")}
+FILL_VALUES = {"depth": 65535, "source": 255, "confidence": 0, "age": 255}
+OPTIONAL = ("confidence", "age")
+_DTYPES = {name: np.dtype("<u2" if name == "depth" else "u1") for name in FILL_VALUES}
 DENSE_FRACTION = 0.5
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 SHARD_PATH = re.compile(r"shards/([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})/([0-9a-f]{16})\.zarr")
-_GROUP_FILE = re.compile(r"((depth|source|confidence)/(c/0/0/0|zarr\.json)|zarr\.json)")
+_GROUP_FILE = re.compile(r"((depth|source|confidence|age)/(c/0/0/0|zarr\.json)|zarr\.json)")
 
 
 class CorruptShardError(InputError):
@@ -48,6 +49,7 @@ class Label:
     sample_token: str
     camera: str
     timestamp_us: int
+    age: UInt8[np.ndarray, "H W"] | None = None  # as in ShardContent; None where it was not kept
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class ShardContent:
     K: Float[np.ndarray, "T 3 3"]  # pixels
     n_sweeps: tuple[int, ...]  # how many sweeps each frame was made from
     attributes: dict[str, Any] = field(default_factory=dict)  # anything else worth keeping, as JSON values
+    age: UInt8[np.ndarray, "T H W"] | None = None  # in 0.1 s, before or after; 31 = 3.1 s or more; 0 where depth is 0
 
 
 class FileEntry(NamedTuple):
@@ -127,7 +130,7 @@ def shard_sha256(files: Sequence[FileEntry]) -> str:
 
 
 def _arrays(content: ShardContent) -> dict[str, np.ndarray]:
-    arrays = {"depth": content.depth, "source": content.source, "confidence": content.confidence}
+    arrays = {name: getattr(content, name) for name in FILL_VALUES}
     return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -138,9 +141,9 @@ def _check(content: ShardContent) -> None:
         raise ValueError(f"{where}: {bad[0]!r} is not a name (letters, digits, . _ -, at most 128)")
     shape = content.depth.shape
     if len(shape) != 3 or not all(shape) or any(array.shape != shape for array in _arrays(content).values()):
-        raise ValueError(f"{where}: depth, source and confidence must have one shape (T,H,W), not empty")
+        raise ValueError(f"{where}: depth, source, confidence and age must have one shape (T,H,W), not empty")
     if any(array.dtype != _DTYPES[name] for name, array in _arrays(content).items()):
-        raise ValueError(f"{where}: depth must be uint16, source and confidence uint8")
+        raise ValueError(f"{where}: depth must be uint16, source, confidence and age uint8")
     lists: list[Any] = [content.sample_tokens, content.timestamps_us, content.K, content.n_sweeps]
     if any(len(values) != shape[0] for values in lists) or len(set(content.sample_tokens)) != shape[0]:
         raise ValueError(f"{where}: sample_tokens (distinct), timestamps_us, K and n_sweeps need {shape[0]} entries")
@@ -151,6 +154,8 @@ def _check(content: ShardContent) -> None:
             raise ValueError(f"{where}: frame {frame} holds a depth of 65535 or an unknown source code")
         if not np.array_equal(depth > 0, source > 0):
             raise ValueError(f"{where}: frame {frame} has a depth without a source, or a source without a depth")
+        if content.age is not None and (content.age[frame] > (depth > 0) * np.uint8(MAX_AGE)).any():
+            raise ValueError(f"{where}: frame {frame} has an age above {MAX_AGE}, or where there is no depth")
 
 
 def _encode(content: ShardContent) -> dict[str, memoryview]:
@@ -173,6 +178,7 @@ def _encode(content: ShardContent) -> dict[str, memoryview]:
         "camera": content.camera,
         "image_size": {"width": content.depth.shape[2], "height": content.depth.shape[1]},
         "depth_unit": f"1/{DEPTH_STEPS_PER_M} m",
+        "age_unit": f"0.1 s, {MAX_AGE} = {MAX_AGE / 10} s or more",
         "source_codes": {source.name.lower(): source.value for source in Source},
         "sample_tokens": list(content.sample_tokens),
         "timestamps_us": [int(time_us) for time_us in content.timestamps_us],
@@ -193,8 +199,10 @@ def _encode(content: ShardContent) -> dict[str, memoryview]:
             # 3.1/1.7 0.215, 3.3/1.6 0.207, 7.8/1.3 0.201; blosc-zstd3-bitshuffle 8.8/2.0 0.255. Dense depth:
             # blosc-zstd-bitshuffle 1, 3, 5 give 6.2/4.0 0.927, 10.1/2.7 0.905, 21.2/2.5 0.889; zstd3 11.6/2.9 0.932.
             # Codes fill 3 of 8 bits, so bitshuffle pays even when sparse: 0.105 MB against 0.142, at the same speed.
-            codec: BytesBytesCodec = ZstdCodec(level=3)
-            if dense or name != "depth":
+            # Ages change from pixel to pixel, so little pays for them: zstd 1, 3, 9 give 2.0/0.9 0.146, 2.2/0.9 0.148,
+            # 14.5/0.7 0.128; blosc-zstd3-bitshuffle 4.8/1.2 0.144.
+            codec: BytesBytesCodec = ZstdCodec(level=1 if name == "age" else 3)
+            if name != "age" and (dense or name != "depth"):
                 codec = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=array.itemsize)
             stored = group.create_array(
                 name,
@@ -267,7 +275,7 @@ class ShardReader:
         self._codecs: dict[str, Any] = {}
         self._chunks: dict[str, np.ndarray] = {}
         for name in FILL_VALUES:
-            if name != "confidence" or f"{name}/zarr.json" in self._sizes:
+            if name not in OPTIONAL or f"{name}/zarr.json" in self._sizes:
                 self._codecs[name] = self._codec(name)
                 self._chunks[name] = self._chunk_index(name)
 
@@ -282,11 +290,11 @@ class ShardReader:
         return Label(
             depth_m=dequantise(self._frame("depth", index)),
             source=self._frame("source", index),
-            confidence=self._frame("confidence", index) if "confidence" in self._codecs else None,
             K=np.array(self._attributes["K"][index]),
             sample_token=self.sample_tokens[index],
             camera=self.camera,
             timestamp_us=self._attributes["timestamps_us"][index],
+            **{name: self._frame(name, index) if name in self._codecs else None for name in OPTIONAL},
         )
 
     def verify(self) -> list[str]:

@@ -34,7 +34,7 @@ def splat(
         start: First point of each segment.
         stop: End of each segment, at most the number of points.
         image_T_segment: Intrinsics times pose, composed in float64 and cast, as ``dense_depth.projection.splat`` does.
-        source: Source code of each segment.
+        source: Low byte of the keys of each segment, ``Selection.code``.
         keys: Z-buffer from ``new_keys``, changed in place. All tensors are contiguous and on its device.
         backend: "cuda" or "cpu" for compiled code, "torch", or "auto".
 

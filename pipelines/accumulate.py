@@ -23,7 +23,7 @@ from dense_depth.projection import LabelStats, VisibilityConfig, label_camera, n
 from dense_depth.storage import ShardContent
 from pipelines.runner import Job, Made, PlannedShard, print_report, run, write_summary
 
-BYTES_PER_LABELLED_PIXEL = 2.2  # of a sparse label on disk
+BYTES_PER_LABELLED_PIXEL = 3.0  # of a sparse label on disk
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
         frames = frames_of[shard.camera]
         height, width, _ = label_camera(frames[0], recipe.scale)
         depth = np.empty((len(frames), height, width), np.uint16)
-        source = np.empty((len(frames), height, width), np.uint8)
+        source, age = (np.empty((len(frames), height, width), np.uint8) for _ in range(2))
         keys = new_keys(height, width)
         intrinsics, stats = [], []
         for t, frame in enumerate(frames):
@@ -197,7 +197,7 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
             if size != [height, width]:
                 raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, unlike {frames[0].path.name}")
             intrinsics.append(K)
-            stats.append(render_label(cloud, frame, K, recipe.visibility, keys, depth[t], source[t]))
+            stats.append(render_label(cloud, frame, K, recipe.visibility, keys, depth[t], source[t], age[t]))
             if stats[-1].n_sweeps < recipe.min_sweeps:
                 raise InputError(
                     f"{frame.sample_token} {frame.camera}: {stats[-1].n_sweeps} sweeps, --min-sweeps asks for "
@@ -217,6 +217,7 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
             K=np.stack(intrinsics),
             n_sweeps=tuple(stat.n_sweeps for stat in stats),
             attributes={"dropped_sweeps": sorted(dropped)} if dropped else {},
+            age=age,
         )
         quality = _quality(source, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
         yield Made(shard.shard_id, content, quality)

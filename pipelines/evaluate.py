@@ -25,7 +25,7 @@ from dense_depth.metrics import DepthErrors, LabelErrors, known, summarise
 from dense_depth.projection import VisibilityConfig
 from pipelines import accumulate
 from pipelines.figures import print_summary
-from pipelines.measure import draw_pictures, plan_held_out, plan_truth
+from pipelines.measure import draw_calibration, draw_pictures, plan_held_out, plan_truth
 from pipelines.runner import Outcome, PlannedShard, attempt, outcomes, progress, say
 
 MEANS = ("mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front")
@@ -36,8 +36,9 @@ REFUSED = 3  # exit status
 class Arguments:
     """Measures the quality of a version's labels, and keeps the figures in a new version.
 
-    With --truth labels are compared with the exact depth of a generated dataset. Without it each label of an
-    accumulation is made again without its key sweep and compared on that sweep's pixels.
+    With --truth labels are compared with the exact depth of a generated dataset, and the confidence of completed ones
+    with their errors. Without it each label of an accumulation is made again without its key sweep and compared on that
+    sweep's pixels.
 
     Attributes:
         store: Folder or URL of the label store.
@@ -59,7 +60,8 @@ class Arguments:
         workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
             without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
         summary: Write the figures as JSON to this file.
-        pictures: Draw the frames with most false labels, and an ordinary one of each camera, into this folder.
+        pictures: Draw the frames with most false labels, an ordinary one of each camera, and of completed labels the
+            calibration of their confidence, into this folder.
         worst: How many frames with most false labels to draw.
     """
 
@@ -176,6 +178,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     if arguments.pictures:
         false_labels = {shard_id: row["false_labels"] for shard_id, row in measured.items()}
         summary["pictures"] = draw_pictures(plan, false_labels, arguments.pictures, arguments.worst)
+        if summary["calibration"]:
+            summary["pictures"].append(draw_calibration(summary["calibration"], arguments.pictures))
     quality = {
         shard_id: _quality(figures, arguments.crop_height or plan.rows[shard_id]["height"])
         for shard_id, figures in errors.items()
@@ -265,7 +269,10 @@ def _quality(errors: LabelErrors | DepthErrors, n_rows: int) -> dict[str, float 
     """The figures of a manifest row."""
     figures = known(errors.means())
     if isinstance(errors, LabelErrors):
-        return {"evaluated_rows": float(n_rows)} | {name: figures[name] for name in ("coverage", *MEANS, "on_sky")}
+        quality = {"evaluated_rows": float(n_rows)} | {name: figures[name] for name in ("coverage", *MEANS, "on_sky")}
+        completed, calibration = errors.origins().get("completed", {}), errors.calibration()
+        quality |= {f"completed_{name}": completed[name] for name in ("mae_m", "within") if completed}
+        return known(quality | ({"calibration_error": calibration["error"]} if calibration else {}))
     return {f"held_out_{name}": figures[name] for name in ("compared", *MEANS)}
 
 

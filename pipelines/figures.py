@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dense_depth.metrics import SPLITS
+from dense_depth.metrics import N_BINS, OUTLIER_M, SPLITS
 from pipelines.runner import new_table, print_table
 
 COLUMNS = (  # header, figure, factor, digits after the point, width
@@ -37,6 +37,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         _print_coverage(summary["all"])
         for name in SPLITS:
             _print_means(f"by {name}", name, summary[name])
+        if summary["origins"]:
+            _print_means("by origin", "origin", summary["origins"])
+        if summary["calibration"]:
+            _print_calibration(summary["calibration"])
         _print_causes(summary["causes"][:TOP_CAUSES])
     for line in summary["refused"]:
         print(f"evaluate: refused: {line}", file=sys.stderr)
@@ -63,6 +67,22 @@ def _print_coverage(figures: dict[str, Any]) -> None:
     print(f"          {', '.join(map(_percent, cells.values()))} % of the cells of {', '.join(cells)} pixels that do")
     strict = [f"{_percent(centre[name], 3)} % {name.replace('_', ' ')}" for name in ("behind", "in_front", "on_sky")]
     print(f"by pixel centres alone: {', '.join(strict)}\n")
+
+
+def _print_calibration(figures: dict[str, Any]) -> None:
+    """Two tables of the confidence of completed labels: by what it states, and by tenths of the labels."""
+    stated, within = (_percent(figures[name]) for name in ("stated", "within"))
+    print(f"{figures['n']:,.0f} completed labels: {stated} % should be within {OUTLIER_M} m by their confidence,")
+    print(f"{within} % are; calibration error {_percent(figures['error'], 2)} %")
+    bins = {f"{group['from']:.1f}-{group['from'] + 1 / N_BINS:.1f}": group for group in figures["bins"]}
+    tenths = {str(i): group for i, group in enumerate(figures["tenths"], start=1)}
+    for name, groups in (("confidence", bins), ("tenth", tenths)):
+        table = new_table("", name, "labels %", "stated %", f"within {OUTLIER_M} m %", "MAE m", "on sky %")
+        for group, own in groups.items():
+            shares = (_percent(own[figure], 2) for figure in ("share", "stated", "within"))
+            table.add_row(group, *shares, _cell(own["mae_m"], 1, 3, 5), _percent(own["on_sky"], 2))
+        print_table(table)
+        print()
 
 
 def _print_causes(causes: Sequence[dict[str, Any]]) -> None:

@@ -148,7 +148,7 @@ def compare_with_truth(
                 size = "x".join(map(str, shown.depth_m.shape[::-1]))
                 raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, but its truth has {size}")
             errors = LabelErrors()
-            errors.add(label.depth_m, label.source, shown, crop_height)
+            errors.add(label.depth_m, label.source, shown, crop_height, label.confidence)
             false_labels[frame.sample_token] = errors.n_false()
             total = total + errors
         yield {"shard_id": shard.shard_id, "errors": total, "false_labels": false_labels}
@@ -181,7 +181,8 @@ def picture_of(
         raise InputError(f"{frame.path}: no image of {frame.width}x{frame.height} pixels")
     shown = FrameTruth.read(read_truth(dataroot, scene.token, camera), sample_token)
     title = f"{scene.name} {camera} {sample_token[:12]}"
-    return panels(image, read_label(version, kind, frame).depth_m, shown.depth_m, title, crop_height)
+    label = read_label(version, kind, frame)
+    return panels(image, label.depth_m, shown.depth_m, title, crop_height, label.source, label.confidence)
 
 
 def draw_pictures(plan: Plan, false_labels: dict[str, dict[str, int]], folder: Path, worst: int) -> list[str]:
@@ -214,6 +215,18 @@ def draw_pictures(plan: Plan, false_labels: dict[str, dict[str, int]], folder: P
     return list(chosen)
 
 
+def draw_calibration(figures: dict[str, Any], folder: Path) -> str:
+    """Draws what ``LabelErrors.calibration`` says into a folder; returns the name of the file."""
+    import cv2
+
+    from dense_depth.pictures import calibration
+
+    path = folder / "calibration.png"
+    if not cv2.imwrite(str(path), calibration(figures)):
+        raise OSError(f"{path}: cannot be written")
+    return path.name
+
+
 def hold_out_key_sweep(loaded: tuple[Scene, accumulate.Recipe], shards: Sequence[PlannedShard]) -> Iterator[Row]:
     """Runs in a worker: makes labels without their key sweep and compares them on its pixels; see ``Plan.measure``.
 
@@ -229,9 +242,10 @@ def hold_out_key_sweep(loaded: tuple[Scene, accumulate.Recipe], shards: Sequence
         errors = DepthErrors()
         for frame in scene.frames_of(shard.camera):
             height, width, K = label_camera(frame, recipe.scale)
-            keys, source = new_keys(height, width), np.empty((height, width), np.uint8)
+            keys = new_keys(height, width)
+            source, age = (np.empty((height, width), np.uint8) for _ in range(2))
             depth, reference = (np.empty((height, width), np.uint16) for _ in range(2))
-            render_label(alone, frame, K, as_seen, keys, reference, source)
-            render_label(cloud, frame, K, recipe.visibility, keys, depth, source, without=[frame.key_sweep])
+            render_label(alone, frame, K, as_seen, keys, reference, source, age)
+            render_label(cloud, frame, K, recipe.visibility, keys, depth, source, age, without=[frame.key_sweep])
             errors.add(dequantise(depth), dequantise(reference))
         yield {"shard_id": shard.shard_id, "errors": errors}

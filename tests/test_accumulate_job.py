@@ -56,6 +56,9 @@ def test_labels_can_be_read_and_are_true(generated, reference):
         both = (label.depth_m > 0) & (true > 0)
         assert both.mean() > 0.05
         assert np.median(np.abs(label.depth_m - true)[both]) < 0.05
+        # The middle one of three labels: sweeps 0.1 s apart, half a second each way.
+        assert set(label.age[label.source > 1]) == set(range(6)) and not label.age[label.depth_m == 0].any()
+        assert label.age[label.source == 1].max() <= 1
         assert row["quality"]["n_points"] > 1000
         fractions = [row["quality"][f"{name}_fraction"] for name in ("key", "static", "moving")]
         assert sum(fractions) == pytest.approx(1)

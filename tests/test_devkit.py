@@ -61,9 +61,10 @@ def test_labels_agree_with_truth(generated):
         errors, relative = [], []
         for frame in frames:
             height, width, K = label_camera(frame, 1.0)
-            depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
+            depth = np.empty((height, width), np.uint16)
+            source, age = (np.empty((height, width), np.uint8) for _ in range(2))
             render_label(
-                cloud, frame, K, VisibilityConfig(visibility=visibility), new_keys(height, width), depth, source
+                cloud, frame, K, VisibilityConfig(visibility=visibility), new_keys(height, width), depth, source, age
             )
             true = np.asarray(truth.depth_m[truth.sample_tokens.index(frame.sample_token)])
             both = (depth > 0) & (true > 0)

@@ -13,11 +13,12 @@ import pytest
 
 import pipelines.runner as runner
 from catalog import Catalog, manifest
-from dense_depth.accumulation import AccumulationConfig, SceneCloud
+from catalog.manifest import Row, shard_row
+from dense_depth.accumulation import AccumulationConfig, SceneCloud, Source
 from dense_depth.datasets import open_dataset
 from dense_depth.datasets.synthetic import read_truth
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
-from dense_depth.storage import dequantise
+from dense_depth.storage import ShardContent, dequantise, quantise, write_shard
 from pipelines import accumulate, evaluate
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "evaluate.py"
@@ -159,9 +160,10 @@ def test_without_the_key_sweep_on_its_pixels(generated, store, monkeypatch, caps
                 (AccumulationConfig(), VisibilityConfig(), [frame.key_sweep]),
                 (key_only, VisibilityConfig(visibility="none"), []),
             ):
-                depth, source = np.empty((225, 400), np.uint16), np.empty((225, 400), np.uint8)
+                depth = np.empty((225, 400), np.uint16)
+                source, age = (np.empty((225, 400), np.uint8) for _ in range(2))
                 cloud = SceneCloud(scene, frames, config)
-                render_label(cloud, frame, frame.K, visibility, new_keys(225, 400), depth, source, without=without)
+                render_label(cloud, frame, frame.K, visibility, new_keys(225, 400), depth, source, age, without=without)
                 maps.append(dequantise(depth))
             both = (maps[0] > 0) & (maps[1] > 0)
             error += [(maps[0] - maps[1])[both]]
@@ -200,6 +202,82 @@ def test_pictures(generated, store, tmp_path):
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == names == set(summary["pictures"])
     for name in names:
         assert cv2.imread(str(tmp_path / "pictures" / name)).shape == (2 * 562, 2000, 3)
+
+
+def complete(root: Path, store: Path) -> list[Row]:
+    """Commits completed labels of CAM_FRONT, hand-made from the truth; returns their rows.
+
+    Of each label the first 1000 pixels that show a surface are measured and right. The next 1000 state a chance of 0.8,
+    and 800 are right, 200 are 1 m too far; the next 500 are certain, and 400 are right, 100 are 3 m too near. And 100
+    are certain on sky.
+    """
+    catalog = Catalog(store)
+    given = next(row for row in catalog.version("latest").rows() if row["camera"] == "CAM_FRONT")
+    truth = read_truth(root, given["scene_token"], "CAM_FRONT")
+    labels = [catalog.version("latest").read(token, "CAM_FRONT", "accumulated") for token in given["sample_tokens"]]
+    depth_m = np.zeros((len(labels), *labels[0].depth_m.shape))
+    source, confidence = np.zeros(depth_m.shape, np.uint8), np.zeros(depth_m.shape, np.uint8)
+    for t, label in enumerate(labels):
+        true = np.asarray(truth.depth_m[truth.sample_tokens.index(label.sample_token)])
+        at = np.flatnonzero((true > 5) & (true < 200))[:2500]
+        flat = depth_m[t].reshape(-1)
+        flat[at] = true.reshape(-1)[at] + np.repeat([0, 0, 1, 0, -3], [1000, 800, 200, 400, 100])
+        source[t].reshape(-1)[at] = np.repeat([Source.STATIC, Source.COMPLETED], [1000, 1500])
+        confidence[t].reshape(-1)[at] = np.repeat([255, 204, 255], [1000, 1000, 500])
+        sky = np.flatnonzero(true == 0)[:100]
+        flat[sky], source[t].reshape(-1)[sky], confidence[t].reshape(-1)[sky] = 50, Source.COMPLETED, 255
+    content = ShardContent(
+        kind="completed",
+        dataset="nuscenes",
+        scene_token=given["scene_token"],
+        camera="CAM_FRONT",
+        depth=quantise(depth_m),
+        source=source,
+        confidence=confidence,
+        sample_tokens=tuple(given["sample_tokens"]),
+        timestamps_us=tuple(label.timestamp_us for label in labels),
+        K=np.stack([label.K for label in labels]),
+        n_sweeps=(1,) * len(labels),
+    )
+    recipe = {"method": "hand-made"}
+    row = shard_row(content, write_shard(store, content), recipe, shard_id="completed.0", source_shards=[given["path"]])
+    return catalog.commit([row], operation="complete", recipe=recipe, inputs={}, summary={}).rows()
+
+
+def test_completed_labels_and_their_confidence(generated, store, monkeypatch, capsys, tmp_path):
+    complete(generated, store)
+    options = ("--truth", "--kind", "completed", "--summary", tmp_path / "s.json", "--pictures", tmp_path / "p")
+    status, out, err = main(monkeypatch, capsys, generated, store, *options)
+    assert (status, err) == (0, "") and not [line for line in out.splitlines()[:-1] if len(line) > 80]
+    assert "3 completed labels against truth" in out and "calibration error" in out and "…" not in out
+    summary = json.loads((tmp_path / "s.json").read_text())
+    origins, found = summary["origins"], summary["calibration"]
+    assert (origins["measured"]["n"], origins["completed"]["n"]) == (3000, 3 * 1600)
+    assert origins["measured"]["mae_m"] < 0.002 and origins["measured"]["within"] == 1
+    mae_m = (200 * 1 + 100 * 3) / 1500
+    assert origins["completed"]["mae_m"] == pytest.approx(mae_m, abs=0.002)  # rounded to 1/256 m
+    assert summary["source"]["completed"]["on_sky"] == pytest.approx(100 / 1600)
+    # 1000 state 0.8 and it is so; of 600 that are certain 400 are within.
+    assert [group["within"] for group in found["bins"]] == pytest.approx([0.8, 400 / 600])
+    assert found["error"] == pytest.approx(600 / 1600 * (1 - 400 / 600))
+    assert found["within"] == pytest.approx(1200 / 1600)
+    tenths = [0.8] * 6 + [(40 * 0.8 + 120 * 4 / 6) / 160] + [4 / 6] * 3
+    assert [tenth["within"] for tenth in found["tenths"]] == pytest.approx(tenths)
+
+    version = Catalog(store).version(summary["version"])
+    quality = {row["kind"]: row["quality"] for row in version.rows() if row["camera"] == "CAM_FRONT"}
+    assert quality["completed"]["completed_mae_m"] == origins["completed"]["mae_m"]
+    assert quality["completed"]["completed_within"] == pytest.approx(1200 / 1600)
+    assert quality["completed"]["calibration_error"] == pytest.approx(found["error"])
+    assert quality["accumulated"]["calibration_error"] is quality["accumulated"]["mae_m"] is None
+    assert version.recipe == {"method": "hand-made"}
+
+    names = {path.name for path in (tmp_path / "p").iterdir()}
+    assert names == set(summary["pictures"]) and "calibration.png" in names
+    assert cv2.imread(str(tmp_path / "p" / "ordinary-CAM_FRONT.png")).shape == (3 * 562, 2000, 3)
+
+    status, _, err = main(monkeypatch, capsys, generated, store, "--kind", "completed")
+    assert status == 2 and len(err.splitlines()) == 1 and "only accumulated labels" in err
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def splat(backend, cloud, selection, K, keys):
     """As ``projection.splat`` prepares it."""
     transforms = (K @ selection.ref_SE3_segment[:, :3]).astype(np.float32)
     start, stop = cloud.start[selection.segments], cloud.stop[selection.segments]
-    arrays = cloud.xyz, start.astype(np.int64), stop.astype(np.int64), transforms, selection.source.astype(np.uint8)
+    arrays = cloud.xyz, start.astype(np.int64), stop.astype(np.int64), transforms, selection.code
     device = "cuda" if backend == "cuda" else "cpu"
     tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (*arrays, keys)]
     zbuffer.splat(*tensors, backend)
@@ -64,7 +64,7 @@ class Selected:
         self.start, self.stop = np.array([0, 40_000, 60_000]), np.array([40_000, 60_000, len(points)])
         self.corners = np.full((3, 8, 3), 1e6, np.float32)
         self.corners[:, ::2] *= -1
-        self.segments, self.source = np.arange(3), np.array([2, 1, 3], np.uint8)
+        self.segments, self.code = np.arange(3), np.array([2 << 5 | 31, 1 << 5, 4 << 5 | 7], np.uint8)
         rotation = np.linalg.qr(np.eye(3) + rng.normal(0, 0.05, (3, 3)))[0]
         rotation *= np.sign(np.diag(rotation))
         self.ref_SE3_segment = np.tile(np.eye(4), (3, 1, 1))

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ from dense_depth.metrics import (
     reference_depth,
     summarise,
 )
-from dense_depth.pictures import COLOURS, PANEL_WIDTH, panels
+from dense_depth.pictures import BLUE, COLOURS, PANEL_WIDTH, calibration, panels
 
 FALSE = ("behind", "in_front")
 
@@ -332,6 +333,93 @@ def test_depth_errors_of_a_held_out_sweep():
     assert np.isnan(DepthErrors().means()["mae_m"])
 
 
+def completed_errors(*groups) -> LabelErrors:
+    """Errors of completed labels on truth at 10 m, or sky: groups of (how many, confidence, depth, truth)."""
+    depth_m, truth_m, confidence = (
+        np.array([[group[i] for group in groups for _ in range(group[0])]], dtype)
+        for i, dtype in ((2, np.float32), (3, np.float32), (1, np.uint8))
+    )
+    source = np.full(depth_m.shape, Source.COMPLETED, np.uint8)
+    return errors_of(depth_m, frame_truth(truth_m), source, confidence=confidence)
+
+
+CALIBRATED = ((80, 51, 11, 10), (20, 51, 10.5, 10), (40, 153, 12, 10), (60, 153, 9.5, 10), (100, 255, 10, 10))
+
+
+def test_confidence_that_is_right():
+    """Of 100 labels each, those that say 20 %, 60 % and 100 % are off by at most 0.5 m as often."""
+    figures = completed_errors(*CALIBRATED).calibration()
+    assert figures["error"] == pytest.approx(0, abs=1e-12) and figures["n"] == 300
+    assert figures["stated"] == figures["within"] == pytest.approx(0.6)
+    assert [group["from"] for group in figures["bins"]] == [0.2, 0.6, 0.9]
+    assert [group["within"] for group in figures["bins"]] == pytest.approx([0.2, 0.6, 1])
+    maes_m = [0.9, (40 * 2 + 60 * 0.5) / 100, 0]
+    assert [group["mae_m"] for group in figures["bins"]] == pytest.approx(maes_m)
+    # 30 labels each, so the fourth has 10 of the first kind and 20 of the second, the seventh 20 and 10.
+    mixed, high = (10 * 0.9 + 20 * 1.1) / 30, 20 * 1.1 / 30
+    expected = [0.9] * 3 + [mixed] + [1.1] * 2 + [high] + [0] * 3
+    assert [tenth["mae_m"] for tenth in figures["tenths"]] == pytest.approx(expected)
+    assert [tenth["stated"] for tenth in figures["tenths"]][3] == pytest.approx((10 * 0.2 + 20 * 0.6) / 30)
+    assert [tenth["share"] for tenth in figures["tenths"]] == pytest.approx([0.1] * 10)
+
+
+def test_confidence_that_says_too_much():
+    """All are certain; 70 are right, 20 are off by 2 m, and 10 are on sky: wrong, but not by any metres."""
+    errors = completed_errors((70, 255, 10, 10), (20, 255, 8, 10), (10, 255, 50, 0))
+    figures = errors.calibration()
+    assert figures["error"] == pytest.approx(0.3) and figures["on_sky"] == pytest.approx(0.1)
+    assert figures["within"] == pytest.approx(0.7) and figures["mae_m"] == pytest.approx(20 * 2 / 90)
+    assert [tenth["within"] for tenth in figures["tenths"]] == pytest.approx([0.7] * 10)
+    # Beside labels that say too little, errors do not cancel: 100 x 0.3 and 300 x (1 - 0.4).
+    both = errors + completed_errors((300, 102, 10, 10))
+    assert both.calibration()["error"] == pytest.approx((100 * 0.3 + 300 * 0.6) / 400)
+    assert json.loads(json.dumps(summarise([both], ["CAM"]), allow_nan=False))["calibration"]["n"] == 400
+    all_sky = summarise([completed_errors((10, 200, 50, 0))], ["CAM"])["calibration"]
+    assert all_sky["mae_m"] is all_sky["tenths"][0]["mae_m"] is None and all_sky["within"] == 0
+
+
+def test_confidence_counts_for_completed_labels_alone():
+    rng = np.random.default_rng(0)
+    depth_m, source, truth = random_frame(rng, (60, 90), (30, 45))
+    confidence = rng.integers(1, 256, depth_m.shape).astype(np.uint8)
+    measured = errors_of(depth_m, truth, source, confidence=confidence)
+    assert measured.calibration() == measured.origins() == {}
+    source[(depth_m > 0) & (rng.random(source.shape) < 0.6)] = Source.COMPLETED
+    assert errors_of(depth_m, truth, source).calibration() == {}  # nothing is stated
+    errors = errors_of(depth_m, truth, source, confidence=confidence, crop_height=21)
+
+    depth_m, source, confidence = depth_m[9:], source[9:], confidence[9:]
+    reference_m = reference_depth(np.vstack([np.zeros((9, 45), np.float32), depth_m]), truth.depth_m)[9:]
+    right = (np.abs(depth_m - reference_m) <= 0.5) & (reference_m > 0)
+    chosen = source == Source.COMPLETED
+    stated, figures = confidence[chosen] / 255, errors.calibration()
+    assert figures["n"] == chosen.sum() > 200
+    expected = 0.0
+    for group in figures["bins"]:
+        own = (stated >= group["from"]) & (stated < group["from"] + 0.1 + (group["from"] == 0.9))
+        assert group["share"] == pytest.approx(own.mean()) and group["stated"] == pytest.approx(stated[own].mean())
+        assert group["within"] == pytest.approx(right[chosen][own].mean())
+        expected += own.mean() * abs(stated[own].mean() - right[chosen][own].mean())
+    assert figures["error"] == pytest.approx(expected)
+    for name, own in (("measured", (source > 0) & ~chosen), ("completed", chosen)):
+        means, on_surface = errors.origins()[name], own & (reference_m > 0)
+        assert means["n"] == own.sum() and means["within"] == pytest.approx(right[own].mean())
+        assert means["mae_m"] == pytest.approx(np.abs(depth_m - reference_m)[on_surface].mean(), rel=1e-6)
+
+
+def test_plots_of_the_calibration():
+    """Points at (0.2, 0.2), (0.6, 0.6) and (1, 1) on axes from pixel (80, 530) to (670, 60); bars up to 1.155 m."""
+    picture = calibration(summarise([completed_errors(*CALIBRATED)], ["CAM"])["calibration"])
+    assert picture.shape == (600, 1400, 3)
+    for share in (0.2, 0.6, 1):
+        assert tuple(picture[round(530 - 470 * share), round(80 + 590 * share)]) == BLUE
+    for tenth, mae_m in ((0, 0.9), (4, 1.1), (9, 0)):
+        column, top = 700 + 80 + 59 * tenth + 30, round(530 - 470 * mae_m / (1.05 * 1.1))
+        assert (picture[top + 3 : 528, column] == BLUE).all() and not (picture[62 : top - 3, column] == BLUE).all(
+            1
+        ).any()
+
+
 def test_what_is_judged_in_a_picture_is_what_is_counted():
     depth_m, source, truth = random_frame(np.random.default_rng(5), (60, 90), (30, 45))
     errors, verdict = errors_of(depth_m, truth, source).means(), judge(depth_m, reference_depth(depth_m, truth.depth_m))
@@ -354,6 +442,22 @@ def test_pictures_show_where_a_label_is_wrong():
     bottom = panels(np.zeros((90, 160, 3), np.uint8), depth_m, truth, "frame", crop_height=20)
     errors = bottom[bottom.shape[0] // 2 :, PANEL_WIDTH:]
     assert tuple(errors[round(5.5 * px), round(60.5 * px)]) == COLOURS[Verdict.BEHIND]
+
+
+def test_pictures_of_completed_labels_show_what_was_measured_and_the_confidence():
+    depth_m, source = np.full((45, 80), 20, np.float32), np.full((45, 80), Source.COMPLETED, np.uint8)
+    confidence = np.full((45, 80), 128, np.uint8)
+    source[10, 20], confidence[10, 20] = Source.STATIC, 255
+    truth = np.full((90, 160), 20, np.float32)
+    picture = panels(np.full((90, 160, 3), 255, np.uint8), depth_m, truth, "frame", None, source, confidence)
+    height, px = picture.shape[0] // 3, PANEL_WIDTH / 80
+    measured, shown = picture[height : 2 * height, :PANEL_WIDTH], picture[height : 2 * height, PANEL_WIDTH:]
+    at, elsewhere = (round(10.5 * px), round(20.5 * px)), (round(30.5 * px), round(60.5 * px))
+    assert tuple(measured[at]) == tuple(picture[at[0], at[1] + PANEL_WIDTH]) != tuple(measured[elsewhere])
+    assert tuple(measured[elsewhere]) == (89,) * 3  # the image, dimmed
+    viridis = cv2.applyColorMap(np.array([[255, 128]], np.uint8), cv2.COLORMAP_VIRIDIS)[0]
+    # Of neighbours the least confident is on top, so the measured pixel is seen at its own place alone.
+    assert tuple(shown[at]) == tuple(viridis[0]) and tuple(shown[elsewhere]) == tuple(viridis[1])
 
 
 def test_unknown_codes_are_refused():

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_accumulation import CONFIG, K, make_scene, moving_track
+from test_accumulation import CONFIG, K, make_scene, moving_track, yaw_pose
 
 from dense_depth import InputError
 from dense_depth.accumulation import SceneCloud, Source
-from dense_depth.geometry import in_image, invert, pixel_of, project
+from dense_depth.datasets.base import CameraFrame, Scene, Sweep
+from dense_depth.geometry import in_image, invert, pixel_of, project, resize_K, se3
 from dense_depth.projection import (
     EMPTY_KEY,
     VisibilityConfig,
@@ -16,6 +17,7 @@ from dense_depth.projection import (
     label_camera,
     new_keys,
     render_label,
+    shrink,
     splat,
 )
 
@@ -24,43 +26,50 @@ NO_TEST = VisibilityConfig(visibility="none")
 
 def rendered(cloud, frame, scale=1.0, config=NO_TEST, **kwargs):
     height, width, K = label_camera(frame, scale)
-    depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
-    stats = render_label(cloud, frame, K, config, new_keys(height, width), depth, source, **kwargs)
-    return depth, source, stats
+    depth = np.empty((height, width), np.uint16)
+    source, age = (np.full((height, width), 77, np.uint8) for _ in range(2))
+    stats = render_label(cloud, frame, K, config, new_keys(height, width), depth, source, age, **kwargs)
+    return depth, source, age, stats
 
 
-def reference(cloud, frame, scale):
-    """Float64 z-buffer with a sort: nearest depth first, then the smaller source code."""
+def reference(cloud, frame, scale, without):
+    """Float64 z-buffer with a sort: nearest depth first, then the smaller source code, then the fresher sweep."""
     height, width, K = label_camera(frame, scale)
-    selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep)
+    selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
     points, source = cloud.points(selection)
     uv, z = project(K, points)
     inside = in_image(uv, z, width, height) & (z >= 0.1)
     column, row = pixel_of(uv[inside]).T
     steps = np.floor(z[inside] * 256 + 0.5)
-    order = np.lexsort([source[inside], steps])[::-1]
-    depth, codes = np.zeros((height, width)), np.zeros((height, width), int)
+    lengths = (cloud.stop - cloud.start)[selection.segments]
+    age_s = np.repeat(np.abs(cloud._times_us[cloud._sweep_of[selection.segments]] - frame.timestamp_us) / 1e6, lengths)
+    order = np.lexsort([age_s[inside], source[inside], steps])[::-1]
+    depth, codes, ages = np.zeros((height, width)), np.zeros((height, width), int), np.zeros((height, width))
     depth[row[order], column[order]] = steps[order]
     codes[row[order], column[order]] = source[inside][order]
-    return depth, codes
+    ages[row[order], column[order]] = age_s[inside][order]
+    return depth, codes, ages
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.37])
+@pytest.mark.parametrize("without", [[], ["s2"]])
 @pytest.mark.parametrize("seed", range(5))
-def test_zbuffer_equals_a_float64_reference(tmp_path, scale, seed):
+def test_zbuffer_equals_a_float64_reference(tmp_path, scale, seed, without):
     scene, frame, _, _ = make_scene(tmp_path, tracks=(moving_track(range(0, 3_000_000, 500_000)),), seed=seed)
     cloud = SceneCloud(scene, [frame], CONFIG)
-    depth, source, _ = rendered(cloud, frame, scale)
-    expected_depth, expected_source = reference(cloud, frame, scale)
+    depth, source, age, _ = rendered(cloud, frame, scale, without=without)
+    expected_depth, expected_source, expected_age_s = reference(cloud, frame, scale, without)
     assert (depth > 0).sum() == (source > 0).sum() > 10
     # Float32 moves a point on the edge of a pixel, or of a depth step, to its neighbour, but rarely.
     assert ((depth > 0) != (expected_depth > 0)).sum() <= 2
     both = (depth > 0) & (expected_depth > 0)
     assert (np.abs(depth[both] - expected_depth[both]) <= 1).mean() > 0.99
     assert (source[both] == expected_source[both]).mean() > 0.97
+    assert (age[both] == np.round(expected_age_s[both] * 10)).mean() > 0.97
+    assert set(age[both]) <= ({1, 2} if without else {0, 1, 2}) and not age[depth == 0].any()
 
 
-def cloud_of(points_cam, source=Source.STATIC):
+def cloud_of(points_cam, source=Source.STATIC, age=0):
     """A cloud of one segment in the camera frame, and its selection."""
     cloud = object.__new__(SceneCloud)
     cloud.xyz = np.ascontiguousarray(points_cam.T, np.float32)
@@ -73,7 +82,7 @@ def cloud_of(points_cam, source=Source.STATIC):
         segments = np.array([0])
         ref_SE3_segment = np.eye(4)[None]
 
-    Everything.source = np.array([source], np.uint8)
+    Everything.code = np.array([source << 5 | age], np.uint8)
     return cloud, Everything
 
 
@@ -90,12 +99,41 @@ def test_pixel_rule_at_the_borders():
     assert np.argwhere(keys != EMPTY_KEY).tolist() == [[0, 10], [10, 0], [10, 99], [49, 10]]
 
 
-def test_the_nearest_point_wins_and_ties_go_to_the_smaller_code():
+def test_the_nearest_point_wins_and_ties_go_to_the_smaller_code_and_then_the_fresher_sweep():
     keys = new_keys(50, 100)
     at = [[20.0, 20.0]]
-    for depth, source in ((9.0, 3), (7.0, 3), (7.0, 2), (8.0, 1)):
-        splat(*cloud_of(points_at(at, depth), source), K, keys)
-    assert keys[20, 20] == 7 * 256 << 8 | 2
+    for depth, source, age in ((9.0, 3, 0), (7.0, 3, 0), (7.0, 2, 9), (7.0, 2, 4), (7.0, 2, 5), (8.0, 1, 0)):
+        splat(*cloud_of(points_at(at, depth), source, age), K, keys)
+    assert keys[20, 20] == 7 * 256 << 8 | 2 << 5 | 4
+
+
+def test_age_is_rounded_half_up_and_capped(tmp_path):
+    """One point, 10 m ahead, in one sweep after the other: the label has the age of the freshest."""
+    ages = {
+        0: 0,
+        49_999: 0,
+        50_000: 1,
+        -149_999: 1,
+        -150_000: 2,
+        1_000_000: 10,
+        3_049_999: 30,
+        3_100_000: 31,
+        -(9**7): 31,
+    }
+    np.array([[10, 0, 0, 0, 0]], np.float32).tofile(tmp_path / "one.bin")
+    forward = se3(np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]), np.zeros(3))
+    frame = CameraFrame("k", "CAM", tmp_path / "k.jpg", 10_000_000, 100, 50, K, forward, "far")
+    far = Sweep("far", tmp_path / "one.bin", 5, 0, yaw_pose(0, 20, 0), (0.0, 0.0))  # the same pixel, behind
+    config = replace(CONFIG, past_s=10, future_s=10)
+    for n in range(1, len(ages) + 1):
+        times_us = list(ages)[-n:]
+        sweeps = [far] + [
+            Sweep(f"{t}", tmp_path / "one.bin", 5, 10_000_000 + t, np.eye(4), (0.0, 0.0)) for t in sorted(times_us)
+        ]
+        scene = Scene("test", "scene", "scene", tuple(sweeps), (frame,), ())
+        depth, source, age, _ = rendered(SceneCloud(scene, [frame], config), frame)
+        assert np.argwhere(depth).tolist() == [[25, 50]] and depth[25, 50] == 2560 and source[25, 50] == 2
+        assert age[25, 50] == min(ages[t] for t in times_us) == age.sum()
 
 
 def test_points_behind_the_camera_and_too_far_are_not_drawn():
@@ -121,11 +159,11 @@ def test_skipped_segments_hold_no_visible_point(tmp_path):
     """Corners that enclose everything switch the skipping off; the labels stay the same."""
     scene, frame, _, _ = make_scene(tmp_path, tracks=(moving_track(range(0, 3_000_000, 500_000)),))
     cloud = SceneCloud(scene, [frame], CONFIG)
-    depth, source, _ = rendered(cloud, frame)
+    depth, source, age, _ = rendered(cloud, frame)
     picks = np.array([[i >> a & 1 for a in range(3)] for i in range(8)], bool)
     cloud.corners = np.broadcast_to(np.where(picks, 1e3, -1e3), cloud.corners.shape).astype(np.float32)
     everything = rendered(cloud, frame)
-    assert (depth == everything[0]).all() and (source == everything[1]).all()
+    assert all((a == b).all() for a, b in zip((depth, source, age), everything))
 
 
 def brute_force_hidden(depth, cell, reach_x, reach_y, config):
@@ -209,15 +247,16 @@ def test_labels_leave_the_zbuffer_empty_and_count(tmp_path):
     cloud = SceneCloud(scene, [frame], CONFIG)
     height, width, K = label_camera(frame, 1.0)
     keys = new_keys(height, width)
-    depth, source = np.empty((height, width), np.uint16), np.empty((height, width), np.uint8)
-    first = render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source)
+    depth = np.empty((height, width), np.uint16)
+    source, age = (np.empty((height, width), np.uint8) for _ in range(2))
+    first = render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source, age)
     assert (keys == EMPTY_KEY).all()
     again = depth.copy()
-    assert render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source) == first
+    assert render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source, age) == first
     assert (again == depth).all()
     held_out = rendered(cloud, frame, without=["s2"])
     assert not (held_out[1] == Source.KEY_SWEEP).any()
-    assert held_out[2].n_sweeps == first.n_sweeps - 1
+    assert held_out[3].n_sweeps == first.n_sweeps - 1
 
 
 def test_config_refuses_nonsense():
@@ -225,3 +264,31 @@ def test_config_refuses_nonsense():
         VisibilityConfig(min_quadrants=5)
     with pytest.raises(InputError, match="--width-deg"):
         replace(NO_TEST, width_deg=-1.0)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (10, 15), (13, 22), (19, 1), (1, 1)])
+@pytest.mark.parametrize("with_age", [True, False])
+def test_shrink_equals_points_drawn_one_by_one(size, with_age):
+    """Every labelled pixel as a point, projected with the intrinsics of the smaller image."""
+    rng = np.random.default_rng(0)
+    (height, width), (rows, columns) = size, (20, 30)
+    depth_m = rng.integers(4, 9, (rows, columns)).astype(np.float32) * (rng.random((rows, columns)) < 0.5)
+    source = rng.integers(1, 5, (rows, columns)).astype(np.uint8) * (depth_m > 0)
+    age = rng.integers(0, 32, (rows, columns)).astype(np.uint8) * (depth_m > 0)
+    expected = np.zeros((height, width, 3))
+    shrunk_K = resize_K(K, width / columns, height / rows)
+    for v, u in np.argwhere(depth_m):
+        ray = np.linalg.inv(K) @ [u, v, 1.0]
+        column, row = np.floor((shrunk_K @ ray)[:2] + 0.5 + 1e-9).astype(int)
+        found = depth_m[v, u], source[v, u], age[v, u] * with_age
+        if not expected[row, column].any() or found < tuple(expected[row, column]):
+            expected[row, column] = found
+    shrunk = shrink(depth_m, source, age if with_age else None, height, width)
+    assert (shrunk[0] == expected[..., 0]).all() and (shrunk[1] == expected[..., 1]).all()
+    assert (shrunk[2] == expected[..., 2]).all() if with_age else shrunk[2] is None
+    assert [array.dtype for array in shrunk[:2]] == [np.float32, np.uint8]
+
+
+def test_shrink_does_not_enlarge():
+    with pytest.raises(ValueError, match="at most 2x3"):
+        shrink(np.ones((2, 3), np.float32), np.ones((2, 3), np.uint8), None, 2, 4)

@@ -35,7 +35,9 @@ from dense_depth.store import open_store
 SHAPE = (4, 24, 32)
 
 
-def content(seed: int = 0, fraction: float = 0.2, confidence: bool = True, **changes) -> ShardContent:
+def content(
+    seed: int = 0, fraction: float = 0.2, confidence: bool = True, age: bool = False, **changes
+) -> ShardContent:
     """Random labels: every pixel is as likely as any other, so a mixed-up frame differs."""
     rng = np.random.default_rng(seed)
     valid = rng.random(SHAPE) < fraction
@@ -52,6 +54,7 @@ def content(seed: int = 0, fraction: float = 0.2, confidence: bool = True, **cha
         K=np.array([[1266.417203046554, 0, 816.2670197447984], [0, 1266.4, 491.5], [0, 0, 1]]) + np.zeros((4, 1, 1)),
         n_sweeps=(9, 8, 7, 6),
         attributes={"note": "test"},
+        age=np.where(valid, rng.integers(0, 32, SHAPE), 0).astype(np.uint8) if age else None,
     )
     return dataclasses.replace(made, **changes)
 
@@ -63,10 +66,11 @@ def reader(store, shard: ShardFiles) -> ShardReader:
 def assert_label(label, expected: ShardContent, t: int) -> None:
     np.testing.assert_array_equal(label.depth_m, expected.depth[t].astype(np.float64) / 256)
     np.testing.assert_array_equal(label.source, expected.source[t])
-    if expected.confidence is None:
-        assert label.confidence is None
-    else:
-        np.testing.assert_array_equal(label.confidence, expected.confidence[t])
+    for name in ("confidence", "age"):
+        if getattr(expected, name) is None:
+            assert getattr(label, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(label, name), getattr(expected, name)[t])
     np.testing.assert_array_equal(label.K, expected.K[t])
     assert (label.sample_token, label.camera) == (expected.sample_tokens[t], expected.camera)
     assert label.timestamp_us == expected.timestamps_us[t]
@@ -103,9 +107,9 @@ def test_quantise_refuses(depth_m):
 
 
 @pytest.mark.parametrize("fraction", [0, 0.06, 0.9, 1])
-@pytest.mark.parametrize("confidence", [True, False])
-def test_round_trip_and_plain_zarr(tmp_path, fraction, confidence):
-    labels = content(1, fraction, confidence)
+@pytest.mark.parametrize(("confidence", "age"), [(True, True), (True, False), (False, True), (False, False)])
+def test_round_trip_and_plain_zarr(tmp_path, fraction, confidence, age):
+    labels = content(1, fraction, confidence, age)
     shard = write_shard(tmp_path, labels)
     opened = reader(tmp_path, shard)
     for t in range(SHAPE[0]):
@@ -116,7 +120,9 @@ def test_round_trip_and_plain_zarr(tmp_path, fraction, confidence):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         group = zarr.open_group(tmp_path / shard.path, mode="r")
-    assert sorted(name for name, _ in group.arrays()) == sorted(["depth", "source"] + ["confidence"] * confidence)
+    assert sorted(name for name, _ in group.arrays()) == sorted(
+        ["depth", "source"] + ["confidence"] * confidence + ["age"] * age
+    )
     for name, array in group.arrays():
         np.testing.assert_array_equal(array[...], getattr(labels, name))
         assert (array.chunks, array.shards) == ((1, *SHAPE[1:]), SHAPE)
@@ -224,6 +230,9 @@ def test_reads_in_a_forked_process(tmp_path):
         {"source": np.zeros((4, 24, 31), np.uint8)},
         {"K": np.full((4, 3, 3), np.nan)},
         {"confidence": np.ones(SHAPE)},
+        {"age": np.zeros(SHAPE)},
+        {"age": np.full(SHAPE, 1, np.uint8)},  # age without depth
+        {"age": content(age=True).age + np.uint8(31)},
     ],
 )
 def test_refuses_content_that_does_not_fit(tmp_path, changes):
@@ -281,9 +290,9 @@ def reader_verify(store, shard: ShardFiles) -> list[str]:
     return find_problems(open_store(store), shard.path, shard.files, hashes=True)
 
 
-@pytest.mark.parametrize("name", ["depth/c/0/0/0", "source/c/0/0/0", "confidence/c/0/0/0", "zarr.json"])
+@pytest.mark.parametrize("name", ["depth/c/0/0/0", "source/c/0/0/0", "confidence/c/0/0/0", "age/c/0/0/0", "zarr.json"])
 def test_emptied_cut_and_deleted_files(tmp_path, name):
-    shard = write_shard(tmp_path, content())
+    shard = write_shard(tmp_path, content(age=True))
     path = tmp_path / shard.path / name
     original = path.read_bytes()
     for damage in (b"", original[: len(original) // 2], original + b"\0", None):

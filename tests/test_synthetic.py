@@ -104,7 +104,7 @@ def test_sweep_layout(nusc: NuScenes) -> None:
 
 def test_dropouts_depend_on_range_and_angle() -> None:
     """On a plane, the share of pulses that come back falls with the distance, where they also meet it flatter."""
-    lidar = Lidar(azimuths=1084, noise_m=0.0, range_m=70.0, distortion=False)
+    lidar = Lidar(beams=32, azimuths=1084, noise_m=0.0, range_m=70.0, distortion=False)
     plane = block((400.0, 400.0, 1.0), (0.0, 0.0, -0.5), (90, 90, 90), Material.STREET).float32
 
     class Plain:
@@ -118,7 +118,7 @@ def test_dropouts_depend_on_range_and_angle() -> None:
 
     points = scan(Plain(), lidar, 0.0, np.random.default_rng(0))
     share = np.bincount(points[:, 4].astype(int), minlength=32) / 1084
-    down = ELEVATIONS_DEG < -1.6  # within 70 m
+    down = ELEVATIONS_DEG[32] < -1.6  # within 70 m
     assert (np.diff(share[down]) < 0.03).all() and share[0] > 0.97 and share[down][-1] < 0.3
     assert share[~down].max() == 0
     np.testing.assert_allclose(points[:, 2], -1.84, atol=1e-4)
@@ -584,7 +584,7 @@ def test_fault_missing_sweeps(clean: Path, tmp_path: Path) -> None:
 
 def test_distortion_is_undone_by_the_motion_of_the_vehicle() -> None:
     """Points lie on static surfaces if each is taken by the pose of its own pulse, and only then."""
-    world, lidar = build_world(1.0, np.random.default_rng(0)), Lidar(542, 0.0, 70.0, distortion=True)
+    world, lidar = build_world(1.0, np.random.default_rng(0)), Lidar(32, 542, 0.0, 70.0, distortion=True)
     points = scan(world, lidar, 0.5, np.random.default_rng(0))[:, :3].astype(np.float64)
     azimuth_deg = np.degrees(np.arctan2(points[:, 1], points[:, 0])) - 90  # in the ego frame
     share = ((100.0 - azimuth_deg) % 360) / 360

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -34,8 +34,10 @@ class SynthConfig:
     """Image width in pixels; the field of view stays."""
     image_height: int = 900
     """Image height in pixels."""
+    lidar_beams: Literal[32, 64] = 32
+    """Beams of the LiDAR: 32 as in nuScenes (30.7 degrees down to 10.7 up), 64 as in KITTI (24.3 down to 2 up)."""
     lidar_azimuths: int = 1084
-    """Firings of the 32 beams per revolution."""
+    """Firings of the beams per revolution."""
     lidar_noise_m: float = 0.02
     """Standard deviation of a LiDAR range."""
     lidar_range_m: float = 70.0

@@ -69,7 +69,13 @@ def write(out: Path, config: SynthConfig, on_keyframe: Callable[[], None]) -> No
     tables.rows["visibility"] = [{"token": key, "level": name, "description": ""} for key, name in VISIBILITY.items()]
     for channel in (LIDAR, *CAMERAS):
         tables.add("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
-    lidar = Lidar(config.lidar_azimuths, config.lidar_noise_m, config.lidar_range_m, config.lidar_distortion)
+    lidar = Lidar(
+        config.lidar_beams,
+        config.lidar_azimuths,
+        config.lidar_noise_m,
+        config.lidar_range_m,
+        config.lidar_distortion,
+    )
     cameras = [camera(channel, config.image_width, config.image_height) for channel in CAMERAS]
     for index in range(config.scenes):
         scene = SceneWriter(out, config, index, tables, lidar, cameras)

@@ -15,7 +15,10 @@ from dense_depth.datasets.synthetic.world import World
 from dense_depth.geometry import SE3, invert, resize_K, se3
 
 SWEEP_US, SWEEPS_PER_KEYFRAME = 50_000, 10
-ELEVATIONS_DEG = np.linspace(-30.67, 10.67, 32)  # ring 0 looks down
+ELEVATIONS_DEG = {  # by number of beams; ring 0 looks down
+    32: np.linspace(-30.67, 10.67, 32),  # HDL-32E, of nuScenes
+    64: np.concatenate([np.linspace(-24.33, -8.83, 32), np.linspace(-8.33, 2.0, 32)]),  # HDL-64E, of KITTI
+}
 FIRST_AZIMUTH_DEG = 100.0  # in the ego frame: a revolution starts on the left and turns clockwise
 SLICES = 36  # of a revolution with distortion: 1.4 ms each
 LIDAR = "LIDAR_TOP"
@@ -60,7 +63,8 @@ def camera(channel: str, width: int, height: int) -> Camera:
 class Lidar:
     """The roof LiDAR: x right, y forward, z up."""
 
-    azimuths: int  # firings of the 32 beams per revolution
+    beams: int  # a key of ELEVATIONS_DEG
+    azimuths: int  # firings of the beams per revolution
     noise_m: float  # standard deviation of a range
     range_m: float  # longest range
     distortion: bool  # whether the vehicle and all else move during a revolution
@@ -72,9 +76,9 @@ class Lidar:
 
     @cached_property
     def rays(self) -> Float[np.ndarray, "n 3"]:
-        """Unit directions in order of firing, the 32 rings of a firing together."""
+        """Unit directions in order of firing, the rings of a firing together."""
         azimuth_deg = FIRST_AZIMUTH_DEG - 360.0 * np.arange(self.azimuths) / self.azimuths
-        azimuth, elevation = np.meshgrid(np.radians(azimuth_deg), np.radians(ELEVATIONS_DEG), indexing="ij")
+        azimuth, elevation = np.meshgrid(np.radians(azimuth_deg), np.radians(ELEVATIONS_DEG[self.beams]), indexing="ij")
         across = np.cos(elevation)
         rays = np.stack([-across * np.sin(azimuth), across * np.cos(azimuth), np.sin(elevation)], axis=-1)
         return rays.reshape(-1, 3)
@@ -85,8 +89,7 @@ class Lidar:
             return [(slice(None), 0.0)]
         edges = np.linspace(0, self.azimuths, SLICES + 1).astype(int)
         middles_s = ((edges[:-1] + edges[1:]) / 2 / self.azimuths - 0.5) * SWEEP_US * 1e-6
-        rings = len(ELEVATIONS_DEG)
-        return [(slice(a * rings, b * rings), float(at)) for a, b, at in zip(edges, edges[1:], middles_s)]
+        return [(slice(a * self.beams, b * self.beams), float(at)) for a, b, at in zip(edges, edges[1:], middles_s)]
 
 
 def scan(world: World, lidar: Lidar, time_s: float, rng: np.random.Generator) -> Float[np.ndarray, "n 5"]:
@@ -116,7 +119,7 @@ def scan(world: World, lidar: Lidar, time_s: float, rng: np.random.Generator) ->
     back = np.flatnonzero((rng.uniform(size=n) < returns) & (range_m <= lidar.range_m))
     xyz = lidar.rays[back] * range_m[back, None]
     intensity = np.round(255 * albedo[back] * (0.3 + 0.7 * cosine[back]))
-    return np.column_stack([xyz, intensity, back % len(ELEVATIONS_DEG)]).astype(np.float32)
+    return np.column_stack([xyz, intensity, back % lidar.beams]).astype(np.float32)
 
 
 @dataclass(frozen=True)

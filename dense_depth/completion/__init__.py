@@ -1,0 +1,1 @@
+"""Depth completion: fills the pixels of a label that no sweep saw."""

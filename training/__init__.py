@@ -1,0 +1,1 @@
+"""Trainers. They never import ray."""

@@ -1,0 +1,334 @@
+"""Trains the network that completes labels, on any dataset that has sweeps and images; see ``--help``.
+
+One process, or several with ``torchrun --nproc-per-node N training/train_completion.py ...``. Everything is in this
+file, from top to bottom; what a sample is, is in completion_data.py, and what is minimised in completion_loss.py.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from dense_depth import InputError
+from dense_depth.completion.network import SIZES, CompletionNetwork
+from dense_depth.completion.predict import (
+    SHIPPED,
+    Calibration,
+    confidence_score,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dense_depth.metrics import OUTLIER_M
+from training.completion_data import CompletionData, Data, Draws, HideConfig, Sample, ViewConfig
+from training.completion_loss import LossConfig, completion_loss
+
+CALIBRATION_BINS = 24
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains the network that completes labels.
+
+    A label is shown in part: without its key sweep, a single sweep alone, or with regions cut out; the rest is what
+    the network has to say. So no labels are needed but accumulated ones, from pipelines/accumulate.py.
+
+    Attributes:
+        data: A dataset and its labels, as key=value pairs with commas: dataset=nuscenes,dataroot=D,version=v1.0-mini,
+            store=S,ref=T,scenes=A+B,truth=yes. May be given several times: the frames are mixed.
+        validate: As --data, to measure and to calibrate confidence on; frames that are not trained on.
+        out: Folder for the checkpoint, the state to resume from, and TensorBoard's files.
+        size: Size of a new network; "small" is for CPUs.
+        init: Start from the weights of this checkpoint, or from those that come with the program ("shipped").
+        steps: Optimiser steps.
+        batch: Samples in a step, of all processes together.
+        lr: Highest learning rate, after a warm-up; it falls to zero along half a cosine.
+        weight_decay: Of AdamW.
+        warmup: Steps until the highest learning rate.
+        clip: Largest norm of the gradient.
+        ema: Share that the averaged weights keep at each step.
+        bf16: Compute convolutions in bfloat16.
+        view: How a frame becomes a training image.
+        hide: What of a label is shown.
+        loss: Weights of the terms of the loss.
+        workers: Processes that read data, per training process.
+        seed: Of weights, order and samples.
+        validate_every: Steps between validations and saves.
+        validate_frames: Frames to validate on.
+        threads: Threads of torch; its own choice if not given.
+        device: Where to train; a GPU if there is one, else the CPU.
+    """
+
+    data: tyro.conf.UseAppendAction[tuple[str, ...]]
+    out: Path
+    validate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    size: Literal["small", "large"] = "small"
+    init: str | None = None
+    steps: int = 20_000
+    batch: int = 8
+    lr: float = 2e-3
+    weight_decay: float = 1e-3
+    warmup: int = 200
+    clip: float = 5.0
+    ema: float = 0.999
+    bf16: bool = True
+    view: Annotated[ViewConfig, tyro.conf.arg(name="")] = field(default_factory=ViewConfig)
+    hide: Annotated[HideConfig, tyro.conf.arg(name="")] = field(default_factory=HideConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    workers: int = 1
+    seed: int = 0
+    validate_every: int = 1000
+    validate_frames: int = 96
+    threads: int | None = None
+    device: str | None = None
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    try:
+        train(tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    except InputError as error:
+        print(f"train_completion: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train_completion: {error}; the same command continues", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train_completion: interrupted; the same command continues from the last save", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(arguments: Arguments) -> None:
+    """Trains from the last saved step on, and writes ``completion.safetensors``.
+
+    Raises:
+        InputError: An option, a dataset, a version or a checkpoint cannot be used.
+    """
+    rank, n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if arguments.batch % n_ranks or arguments.batch <= 0:
+        raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if n_ranks > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    is_main = rank == 0
+
+    torch.manual_seed(arguments.seed)
+    training = CompletionData(
+        [Data.parse(text, "--data") for text in arguments.data], arguments.view, arguments.hide, arguments.seed
+    )
+    network = CompletionNetwork(SIZES[arguments.size])
+    if arguments.init:
+        initial, _ = load_checkpoint(SHIPPED if arguments.init == "shipped" else Path(arguments.init))
+        if initial.config != network.config:
+            raise InputError(f"--init {arguments.init}: another size of network than --size {arguments.size}")
+        network = initial
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema), use_buffers=True)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, arguments))
+
+    state_path = arguments.out / "state.pt"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    config = json.loads(json.dumps(asdict(arguments), default=str))
+    first = 0
+    if state_path.exists():
+        first = _resume(state_path, config, network, averaged, optimiser, schedule)
+    elif is_main:
+        (arguments.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    model = DistributedDataParallel(network) if n_ranks > 1 else network
+    if is_main:
+        n_parameters = sum(p.numel() for p in network.parameters())
+        print(
+            f"train_completion: {len(training)} frames, {n_parameters / 1e6:.2f} M parameters, step {first} of "
+            f"{arguments.steps} on {n_ranks} x {device}",
+            flush=True,
+        )
+    board = _board(arguments.out, first) if is_main else None
+
+    draws = Draws(len(training), arguments.seed, first * arguments.batch, rank, n_ranks)
+    batches = _batches(training, draws, arguments.batch // n_ranks, arguments.workers)
+    started, waited, sums = time.monotonic(), 0.0, dict.fromkeys(("loss", "absolute", "relative", "sky"), 0.0)
+    for step in range(first, arguments.steps):
+        asked = time.monotonic()
+        sample = Sample(*(x.to(device, non_blocking=True) for x in next(batches)))
+        waited += time.monotonic() - asked
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+            prediction = model(*sample[:4])
+        terms = completion_loss(prediction, sample, arguments.loss)
+        if not terms["loss"].isfinite():
+            raise InputError(f"step {step}: the loss is not finite; lower --lr, or resume from the last save")
+        optimiser.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), arguments.clip)
+        optimiser.step()
+        schedule.step()
+        averaged.update_parameters(network)
+
+        for name in sums:
+            sums[name] += float(terms[name].detach())
+        done = step + 1
+        if is_main and (done % 50 == 0 or done == arguments.steps):
+            n = (done - first - 1) % 50 + 1
+            rate = (time.monotonic() - started) / (done - first)
+            print(
+                f"step {done}/{arguments.steps}, "
+                + ", ".join(f"{name} {total / n:.3f}" for name, total in sums.items())
+                + f", {rate:.2f} s a step, {100 * waited / (time.monotonic() - started):.0f} % waiting for data, "
+                f"{rate * (arguments.steps - done) / 60:.0f} min left",
+                flush=True,
+            )
+            if board:
+                for name, total in sums.items():
+                    board.add_scalar(f"train/{name}", total / n, done)
+                board.add_scalar("train/lr", schedule.get_last_lr()[0], done)
+            sums = dict.fromkeys(sums, 0.0)
+        if is_main and (done % arguments.validate_every == 0 or done == arguments.steps):
+            _save_state(state_path, config, done, network, averaged, optimiser, schedule)
+            smooth = cast(CompletionNetwork, averaged.module)
+            calibration, figures = validate(smooth, arguments, device, board, done)
+            trained = {"steps": done, "config": config, "validation": figures}
+            save_checkpoint(arguments.out / "completion.safetensors", smooth, calibration, trained)
+    if n_ranks > 1:
+        distributed.destroy_process_group()
+
+
+def _rate(step: int, arguments: Arguments) -> float:
+    """Of the highest learning rate: a linear warm-up, then half a cosine."""
+    if step < arguments.warmup:
+        return (step + 1) / arguments.warmup
+    along = (step - arguments.warmup) / max(arguments.steps - arguments.warmup, 1)
+    return 0.5 * (1 + float(np.cos(np.pi * min(along, 1.0))))
+
+
+def _batches(data: CompletionData, draws: Draws, size: int, workers: int) -> Iterator[Sample]:
+    """Samples in the order of the draws, whatever the number of workers."""
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        size,
+        sampler=draws,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _save_state(path: Path, config: dict[str, Any], step: int, *parts: Any) -> None:
+    """All that training needs to go on as if nothing had happened; whole or not at all."""
+    state = {"config": config, "step": step, "parts": [part.state_dict() for part in parts]}
+    torch.save(state, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def _resume(path: Path, config: dict[str, Any], *parts: Any) -> int:
+    """Loads what ``_save_state`` wrote; returns the step."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: damaged: {str(error).splitlines()[0]}; delete it to start anew") from error
+    changed = [name for name in config if name not in FREE and state["config"].get(name) != config[name]]
+    if changed:
+        raise InputError(f"{path}: was trained with another --{changed[0].replace('_', '-')}; choose another --out")
+    for part, saved in zip(parts, state["parts"]):
+        part.load_state_dict(saved)
+    return int(state["step"])
+
+
+FREE = ("out", "workers", "threads", "device", "validate_every", "validate_frames", "validate", "init")
+
+
+def _board(out: Path, first: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(out / "tensorboard"), purge_step=first + 1)
+
+
+def validate(
+    network: CompletionNetwork, arguments: Arguments, device: torch.device, board: Any, step: int
+) -> tuple[Calibration, dict[str, float]]:
+    """Measures pixels that the network was not shown, and calibrates its confidence on them.
+
+    Returns:
+        The calibration (the identity without --validate), and figures.
+    """
+    if not arguments.validate:
+        return Calibration(), {}
+    whole = ViewConfig(arguments.view.height, arguments.view.width, colour=0.0, flip=0.0)
+    texts = [Data.parse(text, "--validate") for text in arguments.validate]
+    data = CompletionData(texts, whole, arguments.hide, seed=1_000_000 + arguments.seed)
+    frames = np.linspace(0, len(data) - 1, min(arguments.validate_frames, len(data))).astype(int)
+    network.eval()
+    scores, errors, shown = [], [], None
+    for i, frame in enumerate(frames.tolist()):
+        sample = Sample(*(x[None].to(device) for x in data[frame, i]))
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+            prediction = network(*sample[:4])
+        asked = (sample.weight > 0) & (sample.depth_m == 0)
+        scores.append(confidence_score(prediction)[asked].float().cpu().numpy())
+        errors.append((prediction.depth_m - sample.target_m).abs()[asked].float().cpu().numpy())
+        if i == len(frames) // 2:
+            shown = sample, prediction
+    network.train()
+    score, error = np.concatenate(scores), np.concatenate(errors)
+    figures = {"mae_m": float(error.mean()), "rmse_m": float(np.sqrt((error**2).mean()))}
+    figures["within"] = float((error <= OUTLIER_M).mean())
+    print(
+        f"validation at step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()), flush=True
+    )
+    if board:
+        for name, value in figures.items():
+            board.add_scalar(f"validation/{name}", value, step)
+        assert shown
+        board.add_image("validation/image_input_depth_target", _picture(*shown), step, dataformats="HWC")
+    return calibrate(score, error), figures
+
+
+def calibrate(score: np.ndarray, error_m: np.ndarray) -> Calibration:
+    """Shares within ``OUTLIER_M`` in bins of as many pixels each, made to rise with the score."""
+    order = np.argsort(score, kind="stable")
+    bins = np.array_split(order, CALIBRATION_BINS)
+    x = np.array([score[at].mean() for at in bins if len(at)])
+    y = np.array([(error_m[at] <= OUTLIER_M).mean() for at in bins if len(at)])
+    while (fall := np.flatnonzero(np.diff(y) < 0)).size:  # pool adjacent violators
+        i = fall[0]
+        x, y = (np.concatenate([a[:i], [(a[i] + a[i + 1]) / 2], a[i + 2 :]]) for a in (x, y))
+    return Calibration(tuple(x.round(6).tolist()), tuple(y.round(6).tolist()))
+
+
+def _picture(sample: Sample, prediction: Any) -> np.ndarray:
+    """The image, what was shown, what the network says, and what is true, one above the other; RGB."""
+    from dense_depth.pictures import colours
+
+    image = (255 * sample.image[0].permute(1, 2, 0)).byte().cpu().numpy()
+    depths: list[Tensor] = [sample.depth_m[0], prediction.depth_m[0] * (prediction.sky[0] < 0), sample.target_m[0]]
+    return np.vstack([image, *(colours(x.float().cpu().numpy())[..., ::-1] for x in depths)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
