@@ -83,6 +83,22 @@ class Version:
         """The manifest as plain values."""
         return self.table.to_pylist()
 
+    def rows_of(self, kind: str, dataset: str, cameras: Sequence[str] = ()) -> list[Row]:
+        """The rows of one kind and dataset, and of these cameras if any are given.
+
+        Raises:
+            InputError: There are none.
+        """
+        rows = [row for row in self.rows() if (row["kind"], row["dataset"]) == (kind, dataset)]
+        if not rows:
+            has = sorted({f"{row['kind']} ({row['dataset']})" for row in self.rows()})
+            raise InputError(
+                f"version {self.number}: no labels of kind {kind} ({dataset}); it has {', '.join(has) or 'none'}"
+            )
+        if cameras and not (rows := [row for row in rows if row["camera"] in cameras]):
+            raise InputError(f"version {self.number}: no {kind} labels of {', '.join(cameras)}")
+        return rows
+
     def read(self, sample_token: str, camera: str, kind: str | None = None) -> Label:
         """The label of one camera frame.
 
@@ -90,7 +106,7 @@ class Version:
             InputError: There is none, or several fit and no kind is given.
             CorruptShardError: Its bytes are damaged.
         """
-        found = [row for row in self._rows_of.get(sample_token, ()) if self._column("camera")[row] == camera]
+        found = [row for row in self._rows_with.get(sample_token, ()) if self._column("camera")[row] == camera]
         fitting = [row for row in found if kind in (None, self._column("kind")[row])]
         if len(fitting) != 1:
             has = sorted(f"{self._column('kind')[row]} ({self._column('dataset')[row]})" for row in found)
@@ -104,7 +120,7 @@ class Version:
         return reader.read(reader.sample_tokens.index(sample_token))
 
     @functools.cached_property
-    def _rows_of(self) -> dict[str, list[int]]:
+    def _rows_with(self) -> dict[str, list[int]]:
         rows: dict[str, list[int]] = {}
         for row, tokens in enumerate(self.table["sample_tokens"]):
             for token in tokens.as_py():

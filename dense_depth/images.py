@@ -20,14 +20,14 @@ def read_image(frame: CameraFrame, height: int, width: int) -> UInt8[np.ndarray,
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a decompression bomb is a warning first
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(frame.path) as image:
                 if image.size != (frame.width, frame.height):
                     size = "x".join(map(str, image.size))
                     raise InputError(f"{frame.path}: {size} pixels, but its table says {frame.width}x{frame.height}")
                 image.draft("RGB", (width, height))
                 pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Warning) as error:
+    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
         raise InputError(f"{frame.path}: cannot be read as an image: {error}; restore the file") from error
     return (
         cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

@@ -118,7 +118,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     _check(arguments)
     catalog = Catalog(arguments.store if "://" in arguments.store else str(Path(arguments.store).resolve()))
     version = catalog.version(arguments.ref)
-    rows = _rows(arguments, version)
+    rows = version.rows_of(arguments.kind, arguments.dataset, arguments.cameras)
     if arguments.truth:
         dataset = open_dataset(
             arguments.dataset,
@@ -221,18 +221,6 @@ def _try_files(arguments: Arguments) -> None:
             tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error
-
-
-def _rows(arguments: Arguments, version: Version) -> list[Row]:
-    """The rows of the version that the arguments ask for, of all scenes."""
-    rows = [row for row in version.rows() if (row["kind"], row["dataset"]) == (arguments.kind, arguments.dataset)]
-    if not rows:
-        has = sorted({f"{row['kind']} ({row['dataset']})" for row in version.rows()})
-        wanted = f"{arguments.kind} ({arguments.dataset})"
-        raise InputError(f"version {version.number}: no labels of kind {wanted}; it has {', '.join(has) or 'none'}")
-    if arguments.cameras and not (rows := [row for row in rows if row["camera"] in arguments.cameras]):
-        raise InputError(f"version {version.number}: no {arguments.kind} labels of {', '.join(arguments.cameras)}")
-    return rows
 
 
 def _measure(

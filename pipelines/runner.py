@@ -28,11 +28,12 @@ TRIES = 3  # of a task that raises an error; a worker that dies is retried by Ra
 
 
 class Made(NamedTuple):
-    """One shard as a worker makes it: its plan, its labels, and the quality figures of its manifest row."""
+    """One shard as a worker makes it: its plan, its labels, and the rest of its manifest row (see ``shard_row``)."""
 
     shard_id: str
     content: ShardContent
     quality: dict[str, float | None]
+    source_shards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Job:
         """Names the folder of receipts: runs with the same recipe share them."""
         return f"{self.operation}-{json_sha256(self.recipe)[:16]}"
 
+    def for_workers(self) -> "Job":
+        """The recipe and the way to make a shard; the plan stays with the driver."""
+        return replace(self, inputs={}, shards=(), load=_nothing)
+
 
 class Outcome(NamedTuple):
     """What a task came to: a row, with ``shard_id``, per shard that it finished, and an error if not all."""
@@ -113,14 +118,31 @@ class Report:
     shards: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence[str] = ()) -> Report:
+def run_tasks(
+    job: Job, todo: Sequence[PlannedShard], workers: int | None
+) -> Iterator[tuple[list[PlannedShard], Outcome]]:
+    """Carries out a job task by task; see ``outcomes``."""
+    return outcomes(todo, job.load, partial(execute, job.for_workers()), workers)
+
+
+def run(
+    job: Job,
+    *,
+    workers: int | None,
+    dry_run: bool = False,
+    notes: Sequence[str] = (),
+    carry_out: Callable[
+        [Job, Sequence[PlannedShard], int | None], Iterator[tuple[list[PlannedShard], Outcome]]
+    ] = run_tasks,
+) -> Report:
     """Makes the missing shards and commits them as one version.
 
     Args:
-        job: The plan and how to carry it out.
+        job: The plan and how to make a shard.
         workers: Processes; 0 works in this process, without Ray; None takes what the cluster or machine has.
         dry_run: Only say what would be made.
         notes: Lines for the user about the input.
+        carry_out: Makes and publishes shards, given the job, those to make, and ``workers``.
 
     Raises:
         InputError: The input of a shard cannot be used; nothing is committed, finished shards keep their receipts.
@@ -151,10 +173,8 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
     if dry_run or catalog is None:
         return report
 
-    # The plan stays with the driver; a worker needs the recipe and the way to make a shard.
-    work = partial(execute, replace(job, inputs={}, shards=(), load=_nothing))
     with progress(len(todo)) as advance:
-        for scene_shards, outcome in outcomes(todo, job.load, work, workers):
+        for scene_shards, outcome in carry_out(job, todo, workers):
             for row in outcome.rows:
                 rows[row["shard_id"]] = row
                 report.shards_made += 1
@@ -214,7 +234,7 @@ def _tasks(todo: Sequence[PlannedShard], workers: int) -> list[list[PlannedShard
 
 def execute(job: Job, loaded: Any, shards: Sequence[PlannedShard]) -> Outcome:
     """Runs in a worker: makes and publishes shards, a receipt for each."""
-    return attempt(_publish(job, loaded, shards))
+    return attempt(publish(job, job.make(loaded, shards)))
 
 
 def attempt(rows: Iterable[Row]) -> Outcome:
@@ -223,19 +243,25 @@ def attempt(rows: Iterable[Row]) -> Outcome:
     try:
         for row in rows:
             done.append(row)
-    except InputError as error:
-        return Outcome(done, str(error), is_input_error=True)
     except Exception as error:
-        return Outcome(done, f"{type(error).__name__}: {error}")
+        return failed(error, done)
     return Outcome(done)
 
 
-def _publish(job: Job, loaded: Any, shards: Sequence[PlannedShard]) -> Iterator[Row]:
+def failed(error: Exception, rows: Sequence[Row] = ()) -> Outcome:
+    """What a task came to that an error ended after some rows."""
+    if isinstance(error, InputError):
+        return Outcome(list(rows), str(error), is_input_error=True)
+    return Outcome(list(rows), f"{type(error).__name__}: {error}")
+
+
+def publish(job: Job, shards: Iterable[Made]) -> Iterator[Row]:
+    """Writes shards as they are made, a receipt for each; yields their rows."""
     catalog = Catalog(job.store)
-    for made in job.make(loaded, shards):
-        files = write_shard(catalog.store, made.content)
-        row = shard_row(made.content, files, job.recipe, made.quality, shard_id=made.shard_id)
-        catalog.write_receipt(job.name, made.shard_id, row)
+    for shard_id, content, quality, source_shards in shards:
+        files = write_shard(catalog.store, content)
+        row = shard_row(content, files, job.recipe, quality, shard_id=shard_id, source_shards=source_shards)
+        catalog.write_receipt(job.name, shard_id, row)
         yield row
 
 
@@ -261,7 +287,7 @@ def outcomes(
             shards, tries = queue.pop()
             yield from _settle(queue, shards, tries, work(load(shards[0].scene), shards))
         return
-    ray = _start_ray(workers)
+    ray = start_ray(workers)
     try:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         queue = [(shards, 1) for shards in _tasks(todo, workers)][::-1]
@@ -307,7 +333,7 @@ def _settle(
     yield shards, outcome
 
 
-def _start_ray(workers: int | None) -> Any:
+def start_ray(workers: int | None) -> Any:
     """Connects to the cluster that RAY_ADDRESS names, as it does in a Ray job, or starts a Ray of its own.
 
     A cluster that merely runs on this machine is not joined: it may be somebody else's, or a stale address that hangs.
@@ -375,8 +401,10 @@ def print_table(table: "Table") -> None:
 
 def print_report(report: Report) -> None:
     """Prints the final table: a row per camera, over all scenes."""
-    columns = ("camera", "scenes", "labels", "MB", "labelled", "key", "static", "moving", "hidden")
-    table = new_table(f"{report.operation}: {report.store} (shares in %)", *columns)
+    shares = ("valid", "key", "static", "moving", "completed", "hidden")
+    known = [name for name in shares if any(shard.get(f"{name}_fraction") is not None for shard in report.shards)]
+    names = [name.replace("valid", "labelled") for name in known]
+    table = new_table(f"{report.operation}: {report.store} (shares in %)", "camera", "scenes", "labels", "MB", *names)
     for camera in sorted({shard["camera"] for shard in report.shards}):
         shards = [shard for shard in report.shards if shard["camera"] == camera]
         labels = sum(shard["n_frames"] for shard in shards)
@@ -386,7 +414,7 @@ def print_report(report: Report) -> None:
                 return ""
             return f"{100 * sum(shard[name] * shard['n_frames'] for shard in shards) / labels:.2f}"
 
-        figures = [mean(f"{name}_fraction") for name in ("valid", "key", "static", "moving", "hidden")]
+        figures = [mean(f"{name}_fraction") for name in known]
         size = f"{sum(shard['bytes'] for shard in shards) / 1e6:.2f}"
         table.add_row(camera, str(len(shards)), str(labels), size, *figures)
     print_table(table)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -18,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from dense_depth import InputError
@@ -140,7 +141,7 @@ def train(arguments: Arguments) -> None:
             raise InputError(f"--init {arguments.init}: another size of network than --size {arguments.size}")
         network = initial
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema), use_buffers=True)
+    averaged = AveragedModel(network, avg_fn=partial(_average, arguments.ema), use_buffers=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, arguments))
 
@@ -201,12 +202,32 @@ def train(arguments: Arguments) -> None:
             sums = dict.fromkeys(sums, 0.0)
         if is_main and (done % arguments.validate_every == 0 or done == arguments.steps):
             _save_state(state_path, config, done, network, averaged, optimiser, schedule)
-            smooth = cast(CompletionNetwork, averaged.module)
-            calibration, figures = validate(smooth, arguments, device, board, done)
-            trained = {"steps": done, "config": config, "validation": figures}
-            save_checkpoint(arguments.out / "completion.safetensors", smooth, calibration, trained)
+            _publish(arguments, config, done, averaged, device, board)
+    if is_main and first >= arguments.steps:  # nothing to train: calibrate anew
+        _publish(arguments, config, first, averaged, device, board)
     if n_ranks > 1:
         distributed.destroy_process_group()
+
+
+def _average(most: float, average: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
+    """Exponential average of weights, over the last steps alone in the beginning: the first weights are random."""
+    keep = min(most, (1 + float(n_averaged)) / (10 + float(n_averaged)))
+    return average.lerp(current, 1 - keep) if average.is_floating_point() else current
+
+
+def _publish(
+    arguments: Arguments,
+    config: dict[str, Any],
+    step: int,
+    averaged: AveragedModel,
+    device: torch.device,
+    board: Any,
+) -> None:
+    """Validates the averaged weights and writes them, calibrated."""
+    network = cast(CompletionNetwork, averaged.module)
+    calibration, figures = validate(network, arguments, device, board, step)
+    trained = {"steps": step, "config": config, "validation": figures}
+    save_checkpoint(arguments.out / "completion.safetensors", network, calibration, trained)
 
 
 def _rate(step: int, arguments: Arguments) -> float:
@@ -318,6 +339,7 @@ def calibrate(score: np.ndarray, error_m: np.ndarray) -> Calibration:
     while (fall := np.flatnonzero(np.diff(y) < 0)).size:  # pool adjacent violators
         i = fall[0]
         x, y = (np.concatenate([a[:i], [(a[i] + a[i + 1]) / 2], a[i + 2 :]]) for a in (x, y))
+    x, y = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [1.0]])  # so that no two scores are equal
     return Calibration(tuple(x.round(6).tolist()), tuple(y.round(6).tolist()))
 
 

@@ -11,7 +11,7 @@ the rate (measured), and every other operation touches four times as many values
 
 import itertools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return F.relu(x + self.second(self.first(x)), inplace=True)
+        return F.relu(self.second(self.first(x)).add_(x), inplace=True)
 
 
 class CompletionNetwork(nn.Module):
@@ -121,24 +121,25 @@ class CompletionNetwork(nn.Module):
         height, width = depth_m.shape[-2:]
         step = CELL_PX * 2 ** (len(self.config.widths) - 1)
         padding = (0, -width % step, 0, -height % step)
-        image = F.pad(image, padding, mode="replicate")
-        depth_m, source, age = (F.pad(x[:, None], padding) for x in (depth_m, source, age))
+        maps = [x[:, None] for x in (depth_m, source, age)]
+        if any(padding):  # a copy of everything
+            image, maps = F.pad(image, padding, mode="replicate"), [F.pad(x, padding) for x in maps]
 
-        x, coarse, nearest = prepare(image, depth_m, source, age)
+        x, coarse, nearest = prepare(image, *maps)
         skips: list[Tensor] = []
         for down in self.down:
             x = down(x).contiguous(memory_format=torch.channels_last)
             skips.append(x)
         x = skips.pop()
         for lateral, up in zip(reversed(self.lateral), reversed(self.up)):
-            x = up(F.interpolate(lateral(x), scale_factor=2.0, mode="nearest") + skips.pop())
+            x = up(F.interpolate(pointwise(lateral, x), scale_factor=2.0, mode="nearest").add_(skips.pop()))
         with torch.autocast(x.device.type, enabled=False):  # eight bits are too few for a depth
             raw = self.head(x.float()).contiguous()
         heads = dict(zip(HEADS, raw.split(list(HEADS.values()), 1)))
 
         anchor = torch.sigmoid(heads["gate"]) * (nearest > 0)
         affinity = torch.softmax(heads["affinity"], 1)
-        refined = coarse * torch.exp(-heads["residual"])
+        refined = coarse * torch.exp(-heads["residual"].clamp(-20, 20))  # 0 or inf could become NaN below
         for i in range(self.config.iterations):
             refined = torch.lerp(average(refined, affinity, dilation=1 + i % 2), nearest, anchor)
         detail, log_scale = (F.pixel_shuffle(heads[name], CELL_PX) for name in ("detail", "log_scale"))
@@ -146,6 +147,12 @@ class CompletionNetwork(nn.Module):
         inverse = F.interpolate(refined, scale_factor=float(CELL_PX), mode="bilinear") * torch.exp(-detail)
         outputs = 1 / inverse.clamp(1 / FAR_M, 1 / NEAR_M), log_scale, sky
         return Prediction(*(x[:, 0, :height, :width] for x in outputs))
+
+
+def pointwise(conv: nn.Module, x: Float[Tensor, "b n_in h w"]) -> Float[Tensor, "b n_out h w"]:
+    """A 1x1 convolution of a map that is stored channels last: on one thread torch's own first reorders it."""
+    weight, bias = cast(Tensor, conv.weight), cast(Tensor, conv.bias)
+    return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -156,19 +163,19 @@ def prepare(
     age: Float[Tensor, "b 1 h w"],
 ) -> tuple[Float[Tensor, "b inputs h w"], Float[Tensor, "b 1 h/4 w/4"], Float[Tensor, "b 1 h/4 w/4"]]:
     """What the convolutions see, and per cell the coarse and the nearest measured inverse depth (0 = none)."""
-    measured = (depth_m > 0).to(image)
+    x = image.new_empty(len(image), INPUTS, *image.shape[2:])
+    colour, log_coarse, far, ratio, measured, is_key, is_moving, is_old = x.split([3, 1, 1, 1, 1, 1, 1, 1], 1)
+    torch.gt(depth_m, 0, out=measured)
     inverse = measured / depth_m.clamp(NEAR_M, FAR_M)
     coarse, spread = propagate(inverse, measured)
     enlarged = F.interpolate(coarse, scale_factor=float(CELL_PX), mode="bilinear")
-    x = image.new_empty(len(image), INPUTS, *image.shape[2:])
-    torch.sub(4 * image, 1.8, out=x[:, :3])
-    torch.sub(-torch.log(enlarged), MIDDLE, out=x[:, 3:4])
-    x[:, 4:5] = F.interpolate(spread, scale_factor=float(CELL_PX), mode="nearest")
-    x[:, 5:6] = 4 * torch.log(torch.lerp(enlarged, inverse, measured) / enlarged)  # 0 where nothing is measured
-    x[:, 6:7] = measured
-    x[:, 7:8] = source == Source.KEY_SWEEP
-    x[:, 8:9] = source == Source.MOVING
-    x[:, 9:10] = age.clamp(max=MAX_AGE) / MAX_AGE
+    torch.sub(4 * image, 1.8, out=colour)
+    torch.sub(-torch.log(enlarged), MIDDLE, out=log_coarse)
+    far.copy_(F.interpolate(spread, scale_factor=float(CELL_PX), mode="nearest"))
+    torch.mul(torch.log(torch.lerp(enlarged, inverse, measured) / enlarged), 4, out=ratio)  # 0 where none is measured
+    torch.eq(source, Source.KEY_SWEEP, out=is_key)
+    torch.eq(source, Source.MOVING, out=is_moving)
+    torch.mul(age.clamp(max=MAX_AGE), 1 / MAX_AGE, out=is_old)
     return x, coarse, F.max_pool2d(inverse, CELL_PX)
 
 

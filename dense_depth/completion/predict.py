@@ -167,9 +167,10 @@ def load_checkpoint(path: Path) -> tuple[CompletionNetwork, Calibration]:
         network = CompletionNetwork(NetworkConfig(**lists))
         network.load_state_dict(state)
         calibration = Calibration(**json.loads(metadata["calibration"]))
+        np.interp(0.0, *calibration)  # refuses tables of different lengths
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: a checkpoint of another architecture: {reason}") from error
     return network, calibration
