@@ -1,5 +1,5 @@
 # setup  makes .venv and installs everything, once: some minutes on a new machine
-# demo   generated dataset -> labels -> catalog version -> its errors against exact depth, in demo/
+# demo   generated dataset -> labels -> completed labels -> the errors of both against exact depth, in demo/
 # test, lint, bench (all of benchmarks/), clean (all but .venv)
 
 SHELL := /bin/bash
@@ -49,7 +49,11 @@ demo: demo/data/.done
 	  --store demo/store --tag demo
 	$(BIN)/python pipelines/evaluate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
 	  --store demo/store --ref demo --truth --pictures demo/pictures --tag demo
-	$(BIN)/python -m catalog --store demo/store verify demo
+	$(BIN)/python pipelines/complete.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
+	  --store demo/store --ref demo --tag completed
+	$(BIN)/python pipelines/evaluate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
+	  --store demo/store --ref completed --kind completed --truth --pictures demo/pictures/completed --tag completed
+	$(BIN)/python -m catalog --store demo/store verify completed
 	@echo "Look at demo/pictures: image, label, truth and errors, the worst frames first; images are in demo/data/samples"
 
 test: ext

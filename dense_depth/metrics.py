@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
 from dense_depth import InputError
 from dense_depth.accumulation import Source
 from dense_depth.datasets.synthetic.truth import Surface, Truth
+from dense_depth.storage import CERTAIN
 
 OUTLIER_M = 0.5
 OUTLIER_RATIO = 0.05
@@ -40,7 +41,6 @@ SPLITS = {
 SHAPE = tuple(len(names) for names in SPLITS.values())
 SUMS = ("labels", "compared", "absolute", "squared", "relative", "within_125", "behind", "in_front", "within")
 TABLE = (*SHAPE, len(SUMS))
-CERTAIN = 255  # the confidence of a measured pixel
 N_BINS = 10  # of confidence
 
 # The range of a depth by the metre it ends in; 0 is sky.

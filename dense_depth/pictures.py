@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from dense_depth.accumulation import Source
-from dense_depth.metrics import CERTAIN, OUTLIER_M, Verdict, judge, reference_depth
+from dense_depth.metrics import OUTLIER_M, Verdict, judge, reference_depth
+from dense_depth.storage import CERTAIN
 
 PANEL_WIDTH = 1000
 TICKS_M = (2, 5, 10, 20, 40, 80)  # the colour scale is logarithmic

@@ -23,6 +23,7 @@ from dense_depth.store import Bucket, Folder, open_store
 
 SCHEMA_VERSION = 1
 MAX_DEPTH_M = 255.99
+CERTAIN = 255  # confidence of a measured pixel
 # Values that are never written, so that a lost chunk shows. Every confidence is legal: there 0, no trust at all.
 FILL_VALUES = {"depth": 65535, "source": 255, "confidence": 0, "age": 255}
 OPTIONAL = ("confidence", "age")

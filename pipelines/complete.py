@@ -33,7 +33,7 @@ from dense_depth.datasets.base import CameraFrame, DatasetName, open_dataset
 from dense_depth.geometry import resize_K
 from dense_depth.images import read_image
 from dense_depth.projection import label_camera, shrink
-from dense_depth.storage import MAX_DEPTH_M, Label, ShardContent, dequantise, quantise
+from dense_depth.storage import CERTAIN, MAX_DEPTH_M, Label, ShardContent, dequantise, quantise
 from pipelines.measure import read_label
 from pipelines.runner import (
     TRIES,
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 BYTES_PER_PIXEL = 1.3  # of a completed label on disk; ip-basic on the demo takes 1.31
 FRAMES_PER_TASK = 4  # some milliseconds of Ray per task, some megabytes per frame
-CERTAIN = 255  # confidence of a measured pixel
 
 
 @dataclass(frozen=True)

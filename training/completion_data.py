@@ -1,6 +1,7 @@
 """Training samples for depth completion: labels with a part hidden, which is what the network has to predict."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from catalog import Catalog, Version
 from dense_depth import InputError
@@ -104,6 +105,10 @@ class HideConfig:
     shown_weight: float = 0.3
     max_age: int = 10
 
+    def __post_init__(self) -> None:
+        if min(self.modes) < 0 or not sum(self.modes) > 0:
+            raise InputError(f"--modes {self.modes}: none may be negative, and one must be above 0")
+
 
 @dataclass(frozen=True)
 class ViewConfig:
@@ -122,6 +127,12 @@ class ViewConfig:
     scale: tuple[float, float] = (0.65, 1.0)
     colour: float = 0.3
     flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 32:
+            raise InputError(f"--height {self.height} --width {self.width}: must be at least 32 pixels")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(f"--scale {self.scale}: must rise within (0, 1]")
 
 
 class Sample(NamedTuple):
@@ -145,7 +156,7 @@ class Maps(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]
     label: LabelMaps
     single: LabelMaps | None  # the label of kind lidar
-    truth_m: Float32[np.ndarray, "h w"] | None  # 0 = sky
+    truth_m: Float32[np.ndarray, "h w"] | None  # 0 = sky, NaN = not known
     K: Float[np.ndarray, "3 3"]
 
 
@@ -182,26 +193,6 @@ class CompletionData(Dataset[Sample]):
         return hide_part(maps, item.lidar_SE3_cam, self._hide, rng)
 
 
-class Draws(Sampler[tuple[int, int]]):
-    """An endless walk over all frames, each epoch in a new order; starts anywhere, so that training can go on.
-
-    With several processes each takes every n-th draw.
-    """
-
-    def __init__(self, n_frames: int, seed: int, first: int = 0, rank: int = 0, n_ranks: int = 1):
-        self._n, self._seed, self._first, self._rank, self._n_ranks = n_frames, seed, first, rank, n_ranks
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, order = -1, np.empty(0, int)
-        draw = self._first + self._rank
-        while True:
-            if draw // self._n != epoch:
-                epoch = draw // self._n
-                order = np.random.default_rng([self._seed, epoch]).permutation(self._n)
-            yield int(order[draw % self._n]), draw
-            draw += self._n_ranks
-
-
 def _list(data: Data) -> list[_Item]:
     catalog = Catalog(data.store if "://" in data.store else str(data.store))
     version = catalog.version(data.ref)
@@ -218,7 +209,7 @@ def _list(data: Data) -> list[_Item]:
             if "accumulated" not in has:
                 continue
             if data.truth:
-                read_truth(data.dataroot, scene.token, frame.camera)  # now, not after hours
+                _truth(data.dataroot, scene.token, frame.camera)  # now, not after hours
             items.append(
                 _Item(
                     version,
@@ -237,6 +228,9 @@ def _list(data: Data) -> list[_Item]:
     return items
 
 
+_truth = functools.lru_cache(4096)(read_truth)  # opening takes as long as reading a frame
+
+
 def read_maps(item: _Item) -> Maps:
     """Reads a frame at the size of its label."""
     frame = item.frame
@@ -247,7 +241,7 @@ def read_maps(item: _Item) -> Maps:
         raise InputError(f"{frame.sample_token} {frame.camera}: its lidar label has another size than the accumulated")
     truth_m = None
     if item.truth_root:
-        truth = read_truth(item.truth_root, item.scene_token, frame.camera)
+        truth = _truth(item.truth_root, item.scene_token, frame.camera)
         native_m = truth.depth_m[truth.sample_tokens.index(frame.sample_token)]
         rows, columns = footprints(height, native_m.shape[0])[:, 2], footprints(width, native_m.shape[1])[:, 2]
         truth_m = native_m[np.ix_(rows, columns)]
@@ -280,10 +274,10 @@ def augment(maps: Maps, view: ViewConfig, rng: np.random.Generator) -> Maps:
     K[1] *= size[0] / height
     K[:2, 2] -= [left, top]  # to half a pixel: good enough to find lines of a LiDAR
 
-    def cut(x: np.ndarray) -> np.ndarray:
+    def cut(x: np.ndarray, beyond: float = 0) -> np.ndarray:
         x = x[top : top + view.height, left : left + view.width]
         padding = [(0, view.height - x.shape[0]), (0, view.width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
-        x = np.pad(x, padding)
+        x = np.pad(x, padding, constant_values=beyond)
         return x[:, ::-1] if mirror else x
 
     if mirror:
@@ -293,7 +287,7 @@ def augment(maps: Maps, view: ViewConfig, rng: np.random.Generator) -> Maps:
         image,
         (cut(label[0]), cut(label[1]), cut(label[2])),
         (cut(single[0]), cut(single[1]), cut(single[2])) if single else None,
-        cut(truth_m) if truth_m is not None else None,
+        cut(truth_m, np.nan) if truth_m is not None else None,
         K,
     )
 
@@ -350,9 +344,9 @@ def hide_part(maps: Maps, lidar_SE3_cam: SE3, config: HideConfig, rng: np.random
         shown = shown & (rng.uniform(size=shown.shape) < rng.uniform(0.1, 1.0))
 
     if maps.truth_m is not None:
-        target_m = maps.truth_m
+        target_m = np.nan_to_num(maps.truth_m)
         weight = (target_m > 0).astype(np.float32)
-        surface = weight
+        surface = np.where(np.isnan(maps.truth_m), np.float32(np.nan), weight)
     else:
         target_m = depth_m
         weight = trusted(depth_m, source, age, config).astype(np.float32)
@@ -387,7 +381,7 @@ def _lines(depth_m: np.ndarray, K: np.ndarray, lidar_SE3_cam: SE3, rng: np.rando
     x, y, z = np.tensordot(lidar_SE3_cam[:3, :3], rays * depth_m, 1) + lidar_SE3_cam[:3, 3, None, None]
     elevation_deg = np.degrees(np.arctan2(z, np.hypot(x, y)))
     band_deg = rng.uniform(0.3, 1.4)
-    period_deg = band_deg * rng.uniform(1.2, 4.0)
+    period_deg = band_deg * rng.uniform(1.2, 8.0)
     return (elevation_deg + rng.uniform(0, period_deg)) % period_deg < band_deg
 
 

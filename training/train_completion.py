@@ -5,10 +5,8 @@ file, from top to bottom; what a sample is, is in completion_data.py, and what i
 """
 
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,6 @@ import tyro
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from dense_depth import InputError
 from dense_depth.completion.network import SIZES, CompletionNetwork
@@ -32,10 +29,14 @@ from dense_depth.completion.predict import (
     save_checkpoint,
 )
 from dense_depth.metrics import OUTLIER_M
-from training.completion_data import CompletionData, Data, Draws, HideConfig, Sample, ViewConfig
+from training.completion_data import CompletionData, Data, HideConfig, Sample, ViewConfig
 from training.completion_loss import LossConfig, completion_loss
+from training.loop import Draws, batches, join, resume, running_average, save_state, warm_cosine
 
 CALIBRATION_BINS = 24
+FREE = ("out", "workers", "threads", "device", "validate_every", "validate_frames", "validate", "init")  # on resuming
+LEAST = dict.fromkeys(("steps", "batch", "validate_every", "validate_frames", "threads"), 1)
+LEAST |= dict.fromkeys(("lr", "weight_decay", "warmup", "clip", "ema", "workers"), 0)
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,16 @@ class Arguments:
     validate_every: int = 1000
     validate_frames: int = 96
     threads: int | None = None
-    device: str | None = None
+    device: Literal["cpu", "cuda"] | None = None
 
 
 def main() -> int:
     """Entry point; returns the exit status."""
     try:
         train(tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,)))
-    except InputError as error:
-        print(f"train_completion: {error}", file=sys.stderr)
+    except InputError as error:  # that of a worker comes with its traceback before it
+        message = str(error).rpartition("dense_depth.InputError: ")[2].strip()
+        print(f"train_completion: {message}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"train_completion: {error}; the same command continues", file=sys.stderr)
@@ -117,17 +119,14 @@ def train(arguments: Arguments) -> None:
     Raises:
         InputError: An option, a dataset, a version or a checkpoint cannot be used.
     """
-    rank, n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if arguments.batch % n_ranks or arguments.batch <= 0:
+    for name, least in LEAST.items():
+        if (value := getattr(arguments, name)) is not None and not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if not arguments.ema < 1:
+        raise InputError(f"--ema {arguments.ema}: must be below 1")
+    device, rank, n_ranks = join(arguments.device, arguments.threads)
+    if arguments.batch % n_ranks:
         raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    if n_ranks > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     is_main = rank == 0
 
     torch.manual_seed(arguments.seed)
@@ -141,16 +140,18 @@ def train(arguments: Arguments) -> None:
             raise InputError(f"--init {arguments.init}: another size of network than --size {arguments.size}")
         network = initial
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = AveragedModel(network, avg_fn=partial(_average, arguments.ema), use_buffers=True)
+    averaged = AveragedModel(network, avg_fn=partial(running_average, arguments.ema), use_buffers=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, arguments))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, partial(warm_cosine, warmup=arguments.warmup, steps=arguments.steps)
+    )
 
     state_path = arguments.out / "state.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
     config = json.loads(json.dumps(asdict(arguments), default=str))
     first = 0
     if state_path.exists():
-        first = _resume(state_path, config, network, averaged, optimiser, schedule)
+        first = resume(state_path, config, FREE, network, averaged, optimiser, schedule)
     elif is_main:
         (arguments.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     model = DistributedDataParallel(network) if n_ranks > 1 else network
@@ -164,11 +165,11 @@ def train(arguments: Arguments) -> None:
     board = _board(arguments.out, first) if is_main else None
 
     draws = Draws(len(training), arguments.seed, first * arguments.batch, rank, n_ranks)
-    batches = _batches(training, draws, arguments.batch // n_ranks, arguments.workers)
+    samples = batches(training, draws, arguments.batch // n_ranks, arguments.workers)
     started, waited, sums = time.monotonic(), 0.0, dict.fromkeys(("loss", "absolute", "relative", "sky"), 0.0)
     for step in range(first, arguments.steps):
         asked = time.monotonic()
-        sample = Sample(*(x.to(device, non_blocking=True) for x in next(batches)))
+        sample = Sample(*(x.to(device, non_blocking=True) for x in next(samples)))
         waited += time.monotonic() - asked
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
             prediction = model(*sample[:4])
@@ -186,7 +187,7 @@ def train(arguments: Arguments) -> None:
             sums[name] += float(terms[name].detach())
         done = step + 1
         if is_main and (done % 50 == 0 or done == arguments.steps):
-            n = (done - first - 1) % 50 + 1
+            n = min((done - 1) % 50 + 1, done - first)
             rate = (time.monotonic() - started) / (done - first)
             print(
                 f"step {done}/{arguments.steps}, "
@@ -201,18 +202,12 @@ def train(arguments: Arguments) -> None:
                 board.add_scalar("train/lr", schedule.get_last_lr()[0], done)
             sums = dict.fromkeys(sums, 0.0)
         if is_main and (done % arguments.validate_every == 0 or done == arguments.steps):
-            _save_state(state_path, config, done, network, averaged, optimiser, schedule)
+            save_state(state_path, config, done, network, averaged, optimiser, schedule)
             _publish(arguments, config, done, averaged, device, board)
     if is_main and first >= arguments.steps:  # nothing to train: calibrate anew
         _publish(arguments, config, first, averaged, device, board)
     if n_ranks > 1:
         distributed.destroy_process_group()
-
-
-def _average(most: float, average: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
-    """Exponential average of weights, over the last steps alone in the beginning: the first weights are random."""
-    keep = min(most, (1 + float(n_averaged)) / (10 + float(n_averaged)))
-    return average.lerp(current, 1 - keep) if average.is_floating_point() else current
 
 
 def _publish(
@@ -228,60 +223,6 @@ def _publish(
     calibration, figures = validate(network, arguments, device, board, step)
     trained = {"steps": step, "config": config, "validation": figures}
     save_checkpoint(arguments.out / "completion.safetensors", network, calibration, trained)
-
-
-def _rate(step: int, arguments: Arguments) -> float:
-    """Of the highest learning rate: a linear warm-up, then half a cosine."""
-    if step < arguments.warmup:
-        return (step + 1) / arguments.warmup
-    along = (step - arguments.warmup) / max(arguments.steps - arguments.warmup, 1)
-    return 0.5 * (1 + float(np.cos(np.pi * min(along, 1.0))))
-
-
-def _batches(data: CompletionData, draws: Draws, size: int, workers: int) -> Iterator[Sample]:
-    """Samples in the order of the draws, whatever the number of workers."""
-    loader: DataLoader[Any] = DataLoader(
-        data,
-        size,
-        sampler=draws,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
-    )
-    return iter(loader)
-
-
-def _one_thread(_: int) -> None:
-    import cv2
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-def _save_state(path: Path, config: dict[str, Any], step: int, *parts: Any) -> None:
-    """All that training needs to go on as if nothing had happened; whole or not at all."""
-    state = {"config": config, "step": step, "parts": [part.state_dict() for part in parts]}
-    torch.save(state, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
-
-
-def _resume(path: Path, config: dict[str, Any], *parts: Any) -> int:
-    """Loads what ``_save_state`` wrote; returns the step."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path}: damaged: {str(error).splitlines()[0]}; delete it to start anew") from error
-    changed = [name for name in config if name not in FREE and state["config"].get(name) != config[name]]
-    if changed:
-        raise InputError(f"{path}: was trained with another --{changed[0].replace('_', '-')}; choose another --out")
-    for part, saved in zip(parts, state["parts"]):
-        part.load_state_dict(saved)
-    return int(state["step"])
-
-
-FREE = ("out", "workers", "threads", "device", "validate_every", "validate_frames", "validate", "init")
 
 
 def _board(out: Path, first: int) -> Any:
@@ -316,6 +257,9 @@ def validate(
         if i == len(frames) // 2:
             shown = sample, prediction
     network.train()
+    if not any(map(len, scores)):
+        print(f"validation at step {step}: no hidden pixels to judge; confidence is not calibrated", flush=True)
+        return Calibration(), {}
     score, error = np.concatenate(scores), np.concatenate(errors)
     figures = {"mae_m": float(error.mean()), "rmse_m": float(np.sqrt((error**2).mean()))}
     figures["within"] = float((error <= OUTLIER_M).mean())
@@ -336,9 +280,11 @@ def calibrate(score: np.ndarray, error_m: np.ndarray) -> Calibration:
     bins = np.array_split(order, CALIBRATION_BINS)
     x = np.array([score[at].mean() for at in bins if len(at)])
     y = np.array([(error_m[at] <= OUTLIER_M).mean() for at in bins if len(at)])
+    n = np.array([len(at) for at in bins if len(at)])
     while (fall := np.flatnonzero(np.diff(y) < 0)).size:  # pool adjacent violators
         i = fall[0]
-        x, y = (np.concatenate([a[:i], [(a[i] + a[i + 1]) / 2], a[i + 2 :]]) for a in (x, y))
+        x, y = (np.concatenate([a[:i], [np.average(a[i : i + 2], weights=n[i : i + 2])], a[i + 2 :]]) for a in (x, y))
+        n = np.concatenate([n[:i], [n[i] + n[i + 1]], n[i + 2 :]])
     x, y = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [1.0]])  # so that no two scores are equal
     return Calibration(tuple(x.round(6).tolist()), tuple(y.round(6).tolist()))
 

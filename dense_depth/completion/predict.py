@@ -127,7 +127,7 @@ def save_checkpoint(
         trained: How it was trained, as JSON values.
         half: Keep floats as float16, half the size.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "format": FORMAT,
@@ -139,7 +139,9 @@ def save_checkpoint(
         name: (x.half() if half and x.is_floating_point() else x).contiguous()
         for name, x in network.state_dict().items()
     }
-    save_file(state, path, metadata)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(save(state, metadata))
+    partial.replace(path)  # whole or not at all
 
 
 def load_checkpoint(path: Path) -> tuple[CompletionNetwork, Calibration]:

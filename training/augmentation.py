@@ -1,0 +1,133 @@
+"""Random changes of images and of the bird's-eye view, applied alike to all that belongs to them."""
+
+from dataclasses import dataclass
+
+import cv2
+import numba
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """As in BEVDepth; sizes are relative to the recorded image.
+
+    Attributes:
+        height: Rows of the network's input.
+        width: Its columns.
+        resize: Range of the scale of images.
+        rotate_deg: Images turn by up to this.
+        flip: Chance of a mirror image.
+        bev_rotate_deg: The bird's-eye view turns by up to this.
+        bev_scale: Range of its scale.
+        bev_flip: Chance that x, and apart from that y, is mirrored.
+    """
+
+    height: int = 256
+    width: int = 704
+    resize: tuple[float, float] = (0.386, 0.55)
+    rotate_deg: float = 5.4
+    flip: float = 0.5
+    bev_rotate_deg: float = 22.5
+    bev_scale: tuple[float, float] = (0.95, 1.05)
+    bev_flip: float = 0.5
+
+
+def image_transform(
+    recorded_height: int, recorded_width: int, config: AugmentationConfig, rng: np.random.Generator | None
+) -> Float[np.ndarray, "3 3"]:
+    """Pixels of the input from pixels of the recorded image: resized, cut at the top and the sides, mirrored, turned.
+
+    Args:
+        recorded_height: Rows of the recorded image.
+        recorded_width: Its columns.
+        config: What may be changed.
+        rng: Without one nothing is random: the smallest scale that fills the input, cut in the middle.
+    """
+    least = max(config.height / recorded_height, config.width / recorded_width)
+    scale = rng.uniform(*config.resize) if rng else least
+    extra = round(recorded_width * scale) - config.width
+    left = rng.uniform(min(extra, 0), max(extra, 0)) if rng else extra / 2
+    top = round(recorded_height * scale) - config.height
+    # Pixel borders scale, as in geometry.resize_K.
+    resize = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2], [0, 0, 1]])
+    cut = np.array([[1.0, 0, -round(left)], [0, 1, -top], [0, 0, 1]])
+    image_T_recorded = cut @ resize
+    if rng and rng.uniform() < config.flip:
+        image_T_recorded = np.array([[-1.0, 0, config.width - 1], [0, 1, 0], [0, 0, 1]]) @ image_T_recorded
+    if rng and config.rotate_deg:
+        angle = np.radians(rng.uniform(-config.rotate_deg, config.rotate_deg))
+        centre = np.array([(config.width - 1) / 2, (config.height - 1) / 2])
+        turn = np.eye(3)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        turn[:2, 2] = centre - turn[:2, :2] @ centre
+        image_T_recorded = turn @ image_T_recorded
+    return image_T_recorded
+
+
+def warp_image(
+    image: UInt8[np.ndarray, "h w 3"], input_T_image: Float[np.ndarray, "3 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image in the pixels of the input; black where it has none. It should not be much larger than the input."""
+    return cv2.warpAffine(image, input_T_image[:2], (width, height), flags=cv2.INTER_LINEAR)
+
+
+def warp_label(
+    depth_m: Float32[np.ndarray, "h w"],
+    codes: UInt8[np.ndarray, "k h w"],
+    input_T_label: Float[np.ndarray, "3 3"],
+    height: int,
+    width: int,
+) -> tuple[Float32[np.ndarray, "height width"], UInt8[np.ndarray, "k height width"]]:
+    """A label in the pixels of the input: each of its pixels goes to the nearest one, and the nearest depth wins.
+
+    Args:
+        depth_m: Depth, 0 = none.
+        codes: Maps that go with it, such as source codes and confidence.
+        input_T_label: Pixels of the input from pixels of the label; affine.
+        height: Rows of the input.
+        width: Its columns.
+    """
+    out = np.zeros((height, width), np.float32)
+    out_codes = np.zeros((len(codes), height, width), np.uint8)
+    _warp(depth_m, codes, np.ascontiguousarray(input_T_label[:2]), out, out_codes)
+    return out, out_codes
+
+
+@numba.njit(cache=True, nogil=True)
+def _warp(depth_m, codes, T, out, out_codes):  # type: ignore[no-untyped-def]
+    for v in range(depth_m.shape[0]):
+        for u in range(depth_m.shape[1]):
+            depth = depth_m[v, u]
+            if depth > 0:
+                column = int(np.floor(T[0, 0] * u + T[0, 1] * v + T[0, 2] + 0.5))
+                row = int(np.floor(T[1, 0] * u + T[1, 1] * v + T[1, 2] + 0.5))
+                inside = 0 <= row < out.shape[0] and 0 <= column < out.shape[1]
+                if inside and (out[row, column] == 0 or depth < out[row, column]):
+                    out[row, column] = depth
+                    for k in range(len(codes)):
+                        out_codes[k, row, column] = codes[k, v, u]
+
+
+def bev_transform(config: AugmentationConfig, rng: np.random.Generator | None) -> Float[np.ndarray, "3 3"]:
+    """The augmented ego frame from the ego frame: turned about z, scaled, mirrored; nothing without ``rng``."""
+    if rng is None:
+        return np.eye(3)
+    angle = np.radians(rng.uniform(-config.bev_rotate_deg, config.bev_rotate_deg))
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    mirror = np.diag([*np.where(rng.uniform(size=2) < config.bev_flip, -1.0, 1.0), 1.0])
+    return mirror @ turn * rng.uniform(*config.bev_scale)
+
+
+def transform_boxes(
+    boxes: Float32[np.ndarray, "n 9"], bev_T_ego: Float[np.ndarray, "3 3"]
+) -> Float32[np.ndarray, "n 9"]:
+    """Boxes (x, y, z, l, w, h, yaw, vx, vy) in the augmented ego frame."""
+    out = boxes.astype(np.float64)
+    scale = float(np.cbrt(abs(np.linalg.det(bev_T_ego))))
+    out[:, :3] = boxes[:, :3] @ bev_T_ego.T
+    out[:, 3:6] *= scale
+    heading = np.column_stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])]) @ bev_T_ego[:2, :2].T
+    out[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
+    out[:, 7:9] = boxes[:, 7:9] @ bev_T_ego[:2, :2].T
+    return out.astype(np.float32)

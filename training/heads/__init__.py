@@ -1,0 +1,1 @@
+"""Detection heads on a bird's-eye-view map."""

@@ -1,0 +1,138 @@
+"""What the training loops share: processes, schedule, averaged weights, batches, and a state to resume from."""
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dense_depth import InputError
+
+
+class Place(NamedTuple):
+    """This process among those that train together."""
+
+    device: torch.device
+    rank: int
+    n_ranks: int
+
+
+def join(wanted: str | None, threads: int | None) -> Place:
+    """Finds the device, and joins the other processes under torchrun.
+
+    Args:
+        wanted: "cpu" or "cuda"; a GPU if there is one, when not given.
+        threads: Threads of torch; its own choice if not given.
+
+    Raises:
+        InputError: There is no GPU.
+    """
+    rank, n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if threads:
+        torch.set_num_threads(threads)
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here")
+    device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if n_ranks > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Place(device, rank, n_ranks)
+
+
+def warm_cosine(step: int, warmup: int, steps: int) -> float:
+    """Share of the highest learning rate: a linear warm-up, then half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    along = (step - warmup) / max(steps - warmup, 1)
+    return 0.5 * (1 + float(np.cos(np.pi * min(along, 1.0))))
+
+
+def running_average(most: float, average: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
+    """Exponential average of weights, over the last steps alone in the beginning: the first weights are random."""
+    keep = min(most, (1 + float(n_averaged)) / (10 + float(n_averaged)))
+    return average.lerp(current, 1 - keep) if average.is_floating_point() else current
+
+
+class Draws(Sampler[tuple[int, int]]):
+    """An endless walk over all items, each epoch in a new order; starts anywhere, so that training can go on.
+
+    Yields (item, draw). With several processes each takes every n-th draw.
+    """
+
+    def __init__(self, n_items: int, seed: int, first: int = 0, rank: int = 0, n_ranks: int = 1):
+        self._n, self._seed, self._first, self._rank, self._n_ranks = n_items, seed, first, rank, n_ranks
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, order = -1, np.empty(0, int)
+        draw = self._first + self._rank
+        while True:
+            if draw // self._n != epoch:
+                epoch = draw // self._n
+                order = np.random.default_rng([self._seed, epoch]).permutation(self._n)
+            yield int(order[draw % self._n]), draw
+            draw += self._n_ranks
+
+
+def batches(
+    data: Dataset[Any], draws: Draws, size: int, workers: int, collate: Callable[[list[Any]], Any] | None = None
+) -> Iterator[Any]:
+    """Batches in the order of the draws, whatever the number of workers."""
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        size,
+        sampler=draws,
+        num_workers=workers,
+        collate_fn=collate,
+        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=one_thread,
+    )
+    return iter(loader)
+
+
+def one_thread(_: int) -> None:
+    """For processes that read data: the cores are for training."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def save_state(path: Path, config: dict[str, Any], step: int, *parts: Any) -> None:
+    """All that training needs to go on as if nothing had happened; whole or not at all."""
+    state = {"config": config, "step": step, "parts": [part.state_dict() for part in parts]}
+    torch.save(state, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def resume(path: Path, config: dict[str, Any], free: Collection[str], *parts: Any) -> int:
+    """Loads what ``save_state`` wrote, of the same options but for the free ones; returns the step.
+
+    Raises:
+        InputError: The file is damaged, or an option was another.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: damaged: {str(error).splitlines()[0]}; delete it to start anew") from error
+    before, now = _flat(state["config"]), _flat(config)
+    if changed := [name for name in now if name.split(".")[0] not in free and before.get(name) != now[name]]:
+        raise InputError(f"{path}: was trained with another {changed[0]}; choose another --out")
+    for part, saved in zip(parts, state["parts"]):
+        part.load_state_dict(saved)
+    return int(state["step"])
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
