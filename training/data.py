@@ -1,13 +1,14 @@
 """Keyframes for the detector: images, calibration, depth labels of a pinned version, and boxes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -47,9 +48,9 @@ class DataConfig:
         train: Scenes or splits to train on.
         val: Scenes or splits to score on.
         cameras: Cameras; all if none is given.
-        past: Past keyframes seen beside the key frame.
         max_missing: Greatest share of camera frames without a label.
-        augmentation: Random changes.
+        past: Past keyframes seen beside the key frame; the detector says how many.
+        augmentation: Size of the input and random changes; the detector says.
     """
 
     dataset: DatasetName
@@ -61,9 +62,9 @@ class DataConfig:
     train: tuple[str, ...] = ("train",)
     val: tuple[str, ...] = ("val",)
     cameras: tuple[str, ...] = ()
-    past: int = 1
     max_missing: float = 0.0
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    past: tyro.conf.Suppress[int] = 1
+    augmentation: tyro.conf.Suppress[AugmentationConfig] = field(default_factory=AugmentationConfig)
 
 
 class Batch(NamedTuple):
@@ -102,6 +103,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class _Item:
+    scene_token: str
     frames: tuple[tuple[CameraFrame, ...], ...]  # frames[t][n]; the key frame first
     keyframe: Keyframe
 
@@ -130,7 +132,7 @@ class DetectionData(Dataset[Batch]):
                         tuple(frames[max(index[token] - t, 0)] for frames, index in zip(of_camera, by_token))
                         for t in range(config.past + 1)
                     )
-                    self.items.append(_Item(frames, keyframes[token]))
+                    self.items.append(_Item(scene.token, frames, keyframes[token]))
         if not self.items:
             raise InputError(f"{config.dataroot}: no keyframes with all cameras in {', '.join(names)}")
         self._labels = self._open_labels()
@@ -159,6 +161,18 @@ class DetectionData(Dataset[Batch]):
             )
         self._missing = set(missing)
         return version
+
+    def labels_identity(self) -> dict[str, Any] | None:
+        """Which labels these are; None without any."""
+        if self._labels is None:
+            return None
+        return {"version": self._labels.number, "manifest": self._labels.manifest, "kind": self._config.depth_source}
+
+    def views(self, index: int) -> Iterator[tuple[CameraFrame, str, Float[np.ndarray, "3 3"]]]:
+        """The images of a key frame: frame, token of its scene, and pixels of the input from its own, not augmented."""
+        item = self.items[index]
+        for frame in item.frames[0]:
+            yield frame, item.scene_token, image_transform(frame.height, frame.width, self._config.augmentation, None)
 
     def __len__(self) -> int:
         return len(self.items)

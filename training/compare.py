@@ -1,0 +1,194 @@
+"""Compares depth sources: the same detector, steps, seeds and supervised weight, several seeds, and intervals.
+
+    python training/compare.py --dataset nuscenes --dataroot D --version V --store S --ref T --out runs/compare
+
+A difference counts only if its 95 % interval excludes zero.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from dense_depth import InputError
+from training.data import DepthSource, DetectionData
+from training.depth_targets import depth_targets
+from training.model import STRIDE
+from training.train import Arguments as TrainArguments
+from training.train import detector_config, train
+
+Figures = dict[str, list[float]]  # by name, one value a seed
+LOOK_AT = 16  # samples, to see how dense a source is
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains a detector on each source with each seed, and prints one table.
+
+    Attributes:
+        train: As training/train.py; its depth source and seed are varied, and --out holds all runs, the table as JSON
+            and the plot. A comparison that was stopped goes on.
+        sources: Depth sources to compare; the others are compared with the first.
+        seeds: How many seeds.
+        demo: Say that this is a demonstration: too few steps to mean anything.
+    """
+
+    train: Annotated[TrainArguments, tyro.conf.arg(name="")]
+    sources: tuple[DepthSource, ...] = ("lidar", "none", "accumulated", "completed")
+    seeds: int = 3
+    demo: bool = False
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    try:
+        compare(tyro.cli(Arguments))
+    except InputError as error:
+        message = str(error).rpartition("dense_depth.InputError: ")[2].strip()
+        print(f"compare: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("compare: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def compare(arguments: Arguments) -> dict[str, Any]:
+    """Trains all, and returns what the table shows.
+
+    Raises:
+        InputError: As ``train``; or there are fewer than one seed or two sources.
+    """
+    if arguments.seeds < 1 or len(set(arguments.sources)) < 2:
+        raise InputError(f"--seeds {arguments.seeds} --sources {' '.join(arguments.sources)}: give 1 and 2, or more")
+    out = arguments.train.out
+    per_sample = arguments.train.cells_per_sample or sparsest(arguments)
+    print(f"every source supervises cells of a weight of at most {per_sample:.1f} in each sample", flush=True)
+    figures: dict[str, Figures] = {}
+    for seed in range(arguments.seeds):
+        for source in arguments.sources:
+            run = out / f"{source}-{seed}"
+            print(f"== {source}, seed {seed}", flush=True)
+            scores_path = run / "scores.json"
+            options = replace(
+                arguments.train,
+                data=replace(arguments.train.data, depth_source=source),
+                seed=seed,
+                out=run,
+                cells_per_sample=per_sample,
+            )
+            scores = json.loads(scores_path.read_text()) if scores_path.exists() else train(options)
+            for name, value in figures_of(scores).items():
+                figures.setdefault(source, {}).setdefault(name, []).append(value)
+    summary = {"demo": arguments.demo, "steps": arguments.train.steps, "seeds": arguments.seeds}
+    summary |= {"figures": figures, "differences": differences(figures, arguments.sources[0])}
+    (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print_comparison(summary)
+    plot(summary, out / "comparison.png")
+    return summary
+
+
+def sparsest(arguments: Arguments) -> float:
+    """The mean weight of a sample's supervised cells, of the source that has least."""
+    setup = detector_config(arguments.train)
+    least = np.inf
+    for source in set(arguments.sources) - {"none"}:
+        options = replace(arguments.train.data, depth_source=source, past=0, augmentation=setup.image)
+        data = DetectionData(options, options.train, augment=False)
+        weights = []
+        for i in np.linspace(0, len(data) - 1, min(LOOK_AT, len(data))).astype(int).tolist():
+            sample = data[i, 0]
+            labels = sample.depth_m, STRIDE, setup.bins, setup.depth_targets, sample.confidence, sample.source
+            weights.append(float(depth_targets(*labels).weight.sum()))
+        least = min(least, float(np.mean(weights)))
+    return least if np.isfinite(least) else 1.0
+
+
+def figures_of(scores: dict[str, Any]) -> dict[str, float]:
+    """The figures that are compared."""
+    figures = {"mAP": scores["mean_ap"], "NDS": scores["nds"]}
+    for reference, by_range in scores["depth"].items():
+        figures |= {
+            f"AbsRel, {reference}": by_range["all"]["abs_rel"],
+            f"RMSE m, {reference}": by_range["all"]["rmse_m"],
+        }
+    return figures
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; infinite for one value."""
+    n = len(values)
+    if n < 2:
+        return float(np.mean(values)), float("inf")
+    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def differences(figures: dict[str, Figures], base: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each source from the base: mean and half width of the interval, over seeds, each with its own partner."""
+    return {
+        source: {
+            name: interval([a - b for a, b in zip(values, figures[base][name], strict=True)])
+            for name, values in own.items()
+        }
+        for source, own in figures.items()
+        if source != base
+    }
+
+
+def print_comparison(summary: dict[str, Any]) -> None:
+    """Prints the table: means with intervals, and a verdict where the interval of the difference excludes zero."""
+    figures, base = summary["figures"], next(iter(summary["figures"]))
+    demo = "DEMO, not enough steps to mean anything: " if summary["demo"] else ""
+    table = Table(title=f"{demo}{summary['steps']} steps, {summary['seeds']} seeds; +- is a 95 % interval", box=None)
+    table.add_column("source", no_wrap=True)
+    for name in figures[base]:
+        table.add_column(name, justify="right")
+    for source, own in figures.items():
+        cells = []
+        for name, values in own.items():
+            mean, half = interval(values)
+            mark = ""
+            if source != base:
+                difference, width = summary["differences"][source][name]
+                mark = " *" if abs(difference) > width else ""
+            cells.append(f"{mean:.4f}" + (f" +- {half:.4f}" if np.isfinite(half) else "") + mark)
+        table.add_row(source, *cells)
+    Console(width=max(Console().width, 140)).print(table)
+    print(
+        f"* differs from {base}: the interval of the difference, seed by seed, excludes zero. Without *, nothing is shown."
+    )
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    """Saves a bar of each source for each figure, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figures = summary["figures"]
+    names = list(next(iter(figures.values())))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(3 * len(names), 3.2), squeeze=False)
+    for axis, name in zip(axes[0], names):
+        means, halves = zip(*(interval(own[name]) for own in figures.values()))
+        axis.bar(list(figures), means, yerr=np.nan_to_num(halves, posinf=0), capsize=4, color="#4878a8")
+        for i, own in enumerate(figures.values()):
+            axis.plot([i] * len(own[name]), own[name], "k.", markersize=4)
+        axis.set_title(name)
+        axis.tick_params(axis="x", rotation=30)
+    figure.suptitle(f"{'demo: ' if summary['demo'] else ''}{summary['steps']} steps, {summary['seeds']} seeds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
