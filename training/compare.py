@@ -88,7 +88,7 @@ def compare(arguments: Arguments) -> dict[str, Any]:
             scores = json.loads(scores_path.read_text()) if scores_path.exists() else train(options)
             for name, value in figures_of(scores).items():
                 figures.setdefault(source, {}).setdefault(name, []).append(value)
-    summary = {"demo": arguments.demo, "steps": arguments.train.steps, "seeds": arguments.seeds}
+    summary: dict[str, Any] = {"demo": arguments.demo, "steps": arguments.train.steps, "seeds": arguments.seeds}
     summary |= {"figures": figures, "differences": differences(figures, arguments.sources[0])}
     (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
     print_comparison(summary)
@@ -162,9 +162,7 @@ def print_comparison(summary: dict[str, Any]) -> None:
             cells.append(f"{mean:.4f}" + (f" +- {half:.4f}" if np.isfinite(half) else "") + mark)
         table.add_row(source, *cells)
     Console(width=max(Console().width, 140)).print(table)
-    print(
-        f"* differs from {base}: the interval of the difference, seed by seed, excludes zero. Without *, nothing is shown."
-    )
+    print(f"* differs from {base}: the interval of the difference, seed by seed, excludes zero")
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:
