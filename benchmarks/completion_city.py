@@ -138,13 +138,17 @@ def report(errors: np.ndarray, sky: np.ndarray, window_s: float, n_frames: int) 
         cells = (f"{e.mean():.3f} /{np.sqrt((e**2).mean()):7.3f}" for e in (e0, e1))
         print(f"{name:30}" + "".join(f"{cell:>16}" for cell in cells) + f"{100 * (e1.mean() / e0.mean() - 1):>+10.1f}")
     print(f"\ncompleted pixels by confidence of the network, in {BINS} bins")
-    print(f"{'confidence':>12}{'within 0.5 m %':>18}{'MAE m':>10}")
-    order = np.lexsort([jitter[completed], confidence[completed]])
+    print(f"{'stated':>10}{'pixels %':>12}{'within 0.5 m %':>18}{'MAE m':>10}")
+    stated, error_m = confidence[completed] / 255, network_m[completed]
+    bins = np.minimum((stated * BINS).astype(int), BINS - 1)
     means = []
-    for at in np.array_split(order, BINS):
-        e = network_m[completed][at]
-        means.append(float(e.mean()))
-        print(f"{confidence[completed][at].mean() / 255:>12.3f}{100 * (e <= 0.5).mean():>18.1f}{means[-1]:>10.3f}")
+    for i in range(BINS):
+        at = bins == i
+        means.append(float(error_m[at].mean()))
+        print(
+            f"{stated[at].mean():>10.3f}{100 * at.mean():>12.2f}{100 * (error_m[at] <= 0.5).mean():>18.1f}"
+            f"{means[-1]:>10.3f}"
+        )
     print("error falls from bin to bin" if np.all(np.diff(means) < 0) else "error does NOT fall from bin to bin")
 
 

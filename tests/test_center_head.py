@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import default_collate
 
 from ext import BevGrid
+from training import loop
 from training.detection import CLASSES, TASKS, Boxes
-from training.heads import center_head
 from training.heads.center_head import (
     CenterHead,
     CenterHeadConfig,
@@ -152,10 +152,10 @@ def test_processes_average_to_one(monkeypatch):
 
     parts = slice(0, 1), slice(1, 3)
     counts = []
-    monkeypatch.setattr(center_head.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(center_head.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(loop.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(loop.distributed, "get_world_size", lambda: 2)
     for reduce in (lambda own: counts.append(own.clone()), lambda own: own.copy_(sum(counts))):
-        monkeypatch.setattr(center_head.distributed, "all_reduce", reduce)
+        monkeypatch.setattr(loop.distributed, "all_reduce", reduce)
         for output in outputs:
             output.heatmap.grad = output.code.grad = None
         for part in parts:

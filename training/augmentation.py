@@ -10,12 +10,12 @@ from jaxtyping import Float, Float32, UInt8
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """As in BEVDepth; sizes are relative to the recorded image.
+    """As in BEVDepth.
 
     Attributes:
         height: Rows of the network's input.
         width: Its columns.
-        resize: Range of the scale of images.
+        resize: Range of the scale of images, 1 being the least that fills the input, as it is when nothing is random.
         rotate_deg: Images turn by up to this.
         flip: Chance of a mirror image.
         bev_rotate_deg: The bird's-eye view turns by up to this.
@@ -25,7 +25,7 @@ class AugmentationConfig:
 
     height: int = 256
     width: int = 704
-    resize: tuple[float, float] = (0.386, 0.55)
+    resize: tuple[float, float] = (0.877, 1.25)
     rotate_deg: float = 5.4
     flip: float = 0.5
     bev_rotate_deg: float = 22.5
@@ -45,7 +45,7 @@ def image_transform(
         rng: Without one nothing is random: the smallest scale that fills the input, cut in the middle.
     """
     least = max(config.height / recorded_height, config.width / recorded_width)
-    scale = rng.uniform(*config.resize) if rng else least
+    scale = least * (rng.uniform(*config.resize) if rng else 1.0)
     extra = round(recorded_width * scale) - config.width
     left = rng.uniform(min(extra, 0), max(extra, 0)) if rng else extra / 2
     top = round(recorded_height * scale) - config.height

@@ -109,7 +109,11 @@ class _Item:
 
 
 class DetectionData(Dataset[Batch]):
-    """The keyframes of scenes. Index with (keyframe, draw): equal pairs give equal batches of one."""
+    """The keyframes of scenes. Index with (keyframe, draw): equal pairs give equal batches of one.
+
+    Attributes:
+        notes: What is left out or without a label, one line each.
+    """
 
     def __init__(self, config: DataConfig, names: Sequence[str], augment: bool, seed: int = 0):
         """Lists the keyframes and checks that their labels are there.
@@ -123,16 +127,20 @@ class DetectionData(Dataset[Batch]):
         keyframes = ground_truth(config.dataroot, config.version, names)
         dataset = open_dataset(config.dataset, config.dataroot, config.version, config.cameras)
         self.items: list[_Item] = []
+        self.notes: list[str] = []
         for scene in dataset.scenes(names):
             of_camera = [scene.frames_of(camera) for camera in scene.cameras]
             by_token = [{frame.sample_token: i for i, frame in enumerate(frames)} for frames in of_camera]
-            for token in by_token[0]:
-                if all(token in index for index in by_token):
-                    frames = tuple(
-                        tuple(frames[max(index[token] - t, 0)] for frames, index in zip(of_camera, by_token))
-                        for t in range(config.past + 1)
-                    )
-                    self.items.append(_Item(scene.token, frames, keyframes[token]))
+            tokens = dict.fromkeys(frame.sample_token for frame in scene.frames)
+            complete = [token for token in tokens if all(token in index for index in by_token)]
+            if n_lacking := len(tokens) - len(complete):
+                self.notes.append(f"{scene.name}: {n_lacking} of {len(tokens)} keyframes left out, they lack a camera")
+            for token in complete:
+                frames = tuple(
+                    tuple(frames[max(index[token] - t, 0)] for frames, index in zip(of_camera, by_token))
+                    for t in range(config.past + 1)
+                )
+                self.items.append(_Item(scene.token, frames, keyframes[token]))
         if not self.items:
             raise InputError(f"{config.dataroot}: no keyframes with all cameras in {', '.join(names)}")
         self._labels = self._open_labels()
@@ -152,13 +160,14 @@ class DetectionData(Dataset[Batch]):
         }
         wanted = [(frame.sample_token, frame.camera) for item in self.items for frame in item.frames[0]]
         missing = [at for at in wanted if at not in labelled]
-        if len(missing) > config.max_missing * len(wanted):
+        if missing:
             by_camera = ", ".join(f"{n} of {camera}" for camera, n in Counter(camera for _, camera in missing).items())
-            raise InputError(
+            self.notes.append(
                 f"version {version.number} of {config.store}: {len(missing)} of {len(wanted)} camera frames have no "
-                f"{config.depth_source} label ({by_camera}; the first is sample {missing[0][0]}); make them, or allow "
-                "a share with --data.max-missing"
+                f"{config.depth_source} label ({by_camera}; the first is sample {missing[0][0]})"
             )
+        if len(missing) > config.max_missing * len(wanted):
+            raise InputError(f"{self.notes[-1]}; make them, or allow a share with --max-missing")
         self._missing = set(missing)
         return version
 

@@ -24,6 +24,7 @@ from training.detection import Detections
 from training.heads.center_head import CenterHead, CenterHeadConfig, TaskOutput
 from training.heads.center_targets import center_targets
 from training.lift import Cameras
+from training.loop import mean_over_processes
 from training.model import STRIDE, BevDepth, ModelConfig
 
 FORMAT = "dense-depth detector 1"
@@ -67,12 +68,10 @@ SIZES: dict[SizeName, DetectorConfig] = {
     "tiny": DetectorConfig(  # seconds a step on a CPU
         ModelConfig("resnet-tiny", None, neck=32, depth=64, context=32, trunk=32, bev_neck=16, past=0),
         CenterHeadConfig(channels=32),
-        image=AugmentationConfig(128, 352, resize=(0.193, 0.275)),
+        image=AugmentationConfig(128, 352),
     ),
     "r50-256x704": DetectorConfig(),
-    "r101-512x1408": DetectorConfig(
-        ModelConfig("resnet-101"), image=AugmentationConfig(512, 1408, resize=(0.772, 1.1))
-    ),
+    "r101-512x1408": DetectorConfig(ModelConfig("resnet-101"), image=AugmentationConfig(512, 1408)),
 }
 
 
@@ -112,7 +111,9 @@ class Detector(nn.Module):
             target = depth_targets(
                 batch.depth_m, STRIDE, config.bins, config.depth_targets, batch.confidence, batch.source
             )
-            depth = depth_loss(output.depth_logits, target, config.depth_loss)
+            weight = mean_over_processes(target.weight.sum()[None])[0]  # so that N processes learn as one does
+            divisor = None if config.depth_loss.cells_per_sample else weight  # drawn cells weigh alike everywhere
+            depth = depth_loss(output.depth_logits, target, config.depth_loss, divisor)
             total = total + depth.loss
             terms |= {"depth": depth.loss, "depth_weight": depth.weight, "depth_nonfinite": depth.nonfinite.float()}
         return {"loss": total, **terms}

@@ -89,6 +89,8 @@ def score(detector: Detector, data: DataConfig, device: torch.device, results_fi
     data = replace(data, past=config.model.past, augmentation=config.image, max_missing=1.0)
     has_lidar = data.store is not None and _has_lidar(data)
     frames = DetectionData(replace(data, depth_source="lidar" if has_lidar else "none"), data.val, augment=False)
+    for note in frames.notes:
+        print(f"note: {note}", flush=True)
     detections, poses = {}, {}
     depth: dict[str, DepthScores] = {}
     detector.eval()

@@ -30,7 +30,8 @@ def cell_pixels(
     rows, columns = height // stride, width // stride
     if parity:
         return torch.linspace(0, height - 1, rows), torch.linspace(0, width - 1, columns)
-    return ((torch.arange(n) + 0.5) * stride - 0.5 for n in (rows, columns))  # type: ignore[return-value]
+    v_px, u_px = ((torch.arange(n) + 0.5) * stride - 0.5 for n in (rows, columns))
+    return v_px, u_px
 
 
 def frustum_points(

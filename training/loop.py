@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -43,6 +44,15 @@ def join(wanted: str | None, threads: int | None) -> Place:
     if n_ranks > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Place(device, rank, n_ranks)
+
+
+def mean_over_processes(counts: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Counts averaged over processes, at least 1 in total."""
+    processes = 1
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(counts)
+        processes = distributed.get_world_size()
+    return counts.clamp(min=1) / processes
 
 
 def warm_cosine(step: int, warmup: int, steps: int) -> float:

@@ -127,25 +127,35 @@ def open_backbone(config: ModelConfig) -> nn.Module:
     """A backbone with four feature maps of strides 4, 8, 16 and 32.
 
     Raises:
-        InputError: There is no such backbone, or its weights are not there.
+        InputError: There is no such backbone, or its weights are not there or of another one.
     """
-    from transformers import AutoBackbone, ResNetConfig
+    from safetensors import SafetensorError
+    from transformers import AutoBackbone, AutoConfig, ResNetConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     stages = ["stage1", "stage2", "stage3", "stage4"]
+    sizes, name = RESNETS.get(config.backbone), config.pretrained or config.backbone
+    if sizes and not config.pretrained:
+        drawn = sizes | {"out_features": stages, "embedding_size": min(64, sizes["hidden_sizes"][0])}
+        return AutoBackbone.from_config(ResNetConfig(**drawn))
     try:
-        if config.backbone not in RESNETS:
-            return AutoBackbone.from_pretrained(config.backbone, out_features=stages, use_safetensors=True)
-        if config.pretrained:
-            return AutoBackbone.from_pretrained(config.pretrained, out_features=stages, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        stored = AutoConfig.from_pretrained(name, out_features=stages)
+        if sizes and any(getattr(stored, key, None) != value for key, value in sizes.items()):
+            raise ValueError(f"is no {config.backbone}")
+        with torch.device("meta"):
+            kind: Any = type(AutoBackbone.from_config(stored))  # AutoBackbone.from_pretrained opens no folder
+        backbone, info = kind.from_pretrained(
+            name, config=stored, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"backbone {config.pretrained or config.backbone}: {str(error).splitlines()[0]}; name one of "
-            f"{', '.join(RESNETS)}, or a folder with a model of transformers"
+            f"backbone {name}: {str(error).splitlines()[0]}; name one of {', '.join(RESNETS)}, or a folder or hub name "
+            "of a backbone of transformers with its weights as safetensors"
         ) from error
-    sizes: dict[str, Any] = {"out_features": stages, **RESNETS[config.backbone]}
-    return AutoBackbone.from_config(ResNetConfig(embedding_size=min(64, sizes["hidden_sizes"][0]), **sizes))
+    return backbone
 
 
 class CameraGate(nn.Module):
@@ -239,20 +249,21 @@ class BevDepth(nn.Module):
             images: Normalised RGB; T frames, the key frame first.
             cameras: Of each frame, all in the key ego frame.
         """
-        depth_logits, key_bev = self.lift(images[:, 0], cameras[0])
+        values = camera_values(cameras[0])  # of past frames too: mounts stay, though poses in the key ego frame do not
+        depth_logits, key_bev = self.lift(images[:, 0], cameras[0], values)
         maps = [key_bev]
         with torch.no_grad():
             for t in range(1, images.shape[1]):
-                maps.append(self.lift(images[:, t], cameras[t])[1])
+                maps.append(self.lift(images[:, t], cameras[t], values)[1])
         return Lifted(depth_logits, self.trunk(torch.cat(maps, 1)))
 
     def lift(
-        self, images: Float[Tensor, "b n 3 h w"], cameras: Cameras
+        self, images: Float[Tensor, "b n 3 h w"], cameras: Cameras, values: Float[Tensor, "b n 27"]
     ) -> tuple[Float[Tensor, "b n bins rows columns"], Float[Tensor, "b c y x"]]:
-        """Depth logits of one frame, and its context summed into BEV cells."""
+        """Depth logits of one frame, and its context summed into BEV cells; ``values`` as of ``camera_values``."""
         batch, n_cameras, _, height, width = images.shape
         features = self.encoder(images.flatten(0, 1))
-        logits, context = self.depth_net(features, camera_values(cameras).flatten(0, 1))
+        logits, context = self.depth_net(features, values.flatten(0, 1))
         logits, context = (x.unflatten(0, (batch, n_cameras)) for x in (logits, context))
         v_px, u_px = cell_pixels(height, width, STRIDE, self.config.parity)
         depths_m = self.bins.frustum_m(self.config.parity)

@@ -161,6 +161,8 @@ def train(arguments: Arguments) -> dict[str, Any]:
     if arguments.compile:
         model = torch.compile(model)
     if is_main:
+        for note in training.notes:
+            print(f"note: {note}", flush=True)
         n_parameters = sum(p.numel() for p in detector.parameters())
         print(
             f"train: {len(training)} keyframes, depth source {data.depth_source}, {n_parameters / 1e6:.1f} M "

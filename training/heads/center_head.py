@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from ext import BevGrid
 from training.detection import TASKS, Boxes, Detections
 from training.heads.center_targets import TargetConfig, Targets, TaskTargets, center_targets, strided
+from training.loop import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def center_loss(
         "heatmap", "code" and their sum "loss".
     """
     peaks = [(target.heatmap == 1).sum() for target in targets.tasks]
-    counts = _mean_over_processes(torch.stack([*peaks, *(target.mask.sum() for target in targets.tasks)]).float())
+    counts = mean_over_processes(torch.stack([*peaks, *(target.mask.sum() for target in targets.tasks)]).float())
     weights = torch.tensor([1.0] * 8 + [config.velocity_weight] * 2, device=counts.device)
     heat = code = torch.zeros((), device=counts.device)
     with torch.autocast(counts.device.type, enabled=False):
@@ -152,15 +153,6 @@ def center_loss(
             error = torch.where(target.mask[..., None] & ~target.code.isnan(), stated - target.code, 0.0)
             code = code + config.code_weight * (error.abs() * weights).sum() / n_objects
     return {"loss": heat + code, "heatmap": heat, "code": code}
-
-
-def _mean_over_processes(counts: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Counts averaged over processes, at least 1 in total."""
-    processes = 1
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(counts)
-        processes = distributed.get_world_size()
-    return counts.clamp(min=1) / processes
 
 
 def focal_loss(logits: Float[Tensor, "*cells"], target: Float[Tensor, "*cells"]) -> Float[Tensor, ""]:
