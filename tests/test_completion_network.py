@@ -10,7 +10,17 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
 from dense_depth.accumulation import Source
-from dense_depth.completion.network import CELL_PX, FAR_M, NEAR_M, PYRAMID, CompletionNetwork, average, propagate
+from dense_depth.completion.network import (
+    CELL_PX,
+    FAR_M,
+    FAR_OFF,
+    NEAR_M,
+    PYRAMID,
+    CompletionNetwork,
+    average,
+    follow_measured,
+    propagate,
+)
 
 TINY = (64, 96)
 
@@ -110,6 +120,31 @@ def test_average_is_that_of_unfold(dilation):
     torch.testing.assert_close(average(x, weights, dilation), (columns * weights).sum(1, keepdim=True))
 
 
+def followed(said, depth_m):
+    """``follow_measured`` again."""
+    measured = depth_m > 0
+    ratio = np.log(np.where(measured, depth_m * said, 1))
+    weight = measured / (1 + (ratio / FAR_OFF) ** 2)
+    total, count = (
+        ndimage.gaussian_filter(x, 1.3, radius=3, mode="constant")
+        + 0.05 * enlarge(ndimage.uniform_filter(blocks(x, CELL_PX).mean((1, 3)), 3, mode="constant"), CELL_PX)
+        for x in (weight * ratio, weight)
+    )
+    return said * np.exp(-total / (count + 1e-3))
+
+
+def test_depth_follows_what_was_measured_nearby():
+    depth_m = torch.zeros(1, 1, 32, 32)
+    depth_m[0, 0, 8, 8], depth_m[0, 0, 24, 24] = 10.2, 30.0  # the second is seen through a surface at 10 m
+    moved_m = 1 / follow_measured(torch.full((1, 1, 32, 32), 0.1), depth_m)[0, 0]
+    assert 10.19 < moved_m[8, 8] <= 10.2 and 10.15 < moved_m[8, 9] <= 10.2
+    assert moved_m[8, 31] == 10.0 and moved_m[24, 24] < 10.0 * 30**0.5  # it pulls, alone, but is not believed
+    random = np.random.default_rng(0)
+    said, depth = random.uniform(0.02, 0.3, (40, 60)), random.uniform(4, 40, (40, 60)) * (random.random((40, 60)) < 0.1)
+    got = follow_measured(*(torch.from_numpy(x)[None, None] for x in (said, depth)))[0, 0]
+    np.testing.assert_allclose(got, followed(said, depth), rtol=1e-6)
+
+
 def test_with_a_head_of_zeros_it_is_the_coarse_depth_smoothed_and_drawn_half_way_to_measured_pixels():
     image, depth, source, age = inputs(128, 128, density=0.003)
     prediction = CompletionNetwork()(image, depth, source, age)
@@ -122,7 +157,8 @@ def test_with_a_head_of_zeros_it_is_the_coarse_depth_smoothed_and_drawn_half_way
         kernel = np.zeros((2 * dilation + 1,) * 2)
         kernel[::dilation, ::dilation] = 1 / 9
         refined = (1 - anchor) * ndimage.convolve(refined, kernel, mode="nearest") + anchor * nearest
-    np.testing.assert_allclose(prediction.depth_m[0].detach(), 1 / enlarge(refined, CELL_PX), rtol=1e-4)
+    expected = followed(enlarge(refined, CELL_PX), depth_m)
+    np.testing.assert_allclose(prediction.depth_m[0].detach(), 1 / expected, rtol=1e-4)
     assert not prediction.log_scale.any() and not prediction.sky.any()
 
 
