@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 from dense_depth import InputError
 from dense_depth.datasets.base import CameraFrame
 
+MAX_PIXELS = 2**26
+
 
 def read_image(frame: CameraFrame, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a frame's image and shrinks it, RGB; JPEGs at a half, a quarter or an eighth where that is enough.
@@ -22,8 +24,10 @@ def read_image(frame: CameraFrame, height: int, width: int) -> UInt8[np.ndarray,
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(frame.path) as image:
+                size = "x".join(map(str, image.size))
+                if image.width * image.height > MAX_PIXELS:  # PIL's own limit is lifted by nuscenes-devkit
+                    raise InputError(f"{frame.path}: {size} pixels, more than any camera has: a decompression bomb?")
                 if image.size != (frame.width, frame.height):
-                    size = "x".join(map(str, image.size))
                     raise InputError(f"{frame.path}: {size} pixels, but its table says {frame.width}x{frame.height}")
                 image.draft("RGB", (width, height))
                 pixels = np.asarray(image.convert("RGB"))

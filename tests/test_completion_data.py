@@ -316,7 +316,8 @@ def test_maps_are_cut_from_the_same_place(view, scale, flip):
             (HEIGHT, WIDTH) if max(view) == 256 or view == (112, 200) else np.round(np.multiply((HEIGHT, WIDTH), scale))
         )
         assert filled.sum() == np.minimum(view, size).prod()
-        assert not any(x[~filled].any() for x in (source, age, out.truth_m, out.image))
+        assert not any(x[~filled].any() for x in (source, age, out.image))
+        assert np.isnan(out.truth_m[~filled]).all() and not np.isnan(out.truth_m[filled]).any()  # not sky: not known
         row, column = np.divmod(depth_m[filled].astype(int) - 1, WIDTH)
         places.add((row[0], column[0]))
         np.testing.assert_array_equal(source[filled], 1 + (row + column) % 3)
@@ -388,13 +389,13 @@ def test_lines_are_bands_of_elevation_seen_from_the_lidar():
         starts, ends = runs(kept.ravel()[inner], elevation_deg[inner])
         bands, periods = ends - starts, np.diff(starts)
         assert np.ptp(bands) < 0.02 and np.ptp(periods) < 0.02
-        assert 0.28 < bands.mean() < 1.42 and 1.15 < periods.mean() / bands.mean() < 4.1
+        assert 0.28 < bands.mean() < 1.42 and 1.15 < periods.mean() / bands.mean() < 8.1
         shares.append(kept.mean())
         mirrored = K.copy()
         mirrored[0] = [-300.0, 0.0, shape[1] - 1 - 200.0]
         again = _lines(depth_m[:, ::-1], mirrored, lidar_SE3_cam, np.random.default_rng(seed))
         assert np.mean(again == kept[:, ::-1]) > 0.9999
-    assert min(shares) < 0.35 and max(shares) > 0.6
+    assert 0.1 < min(shares) < 0.2 and max(shares) > 0.4  # down to an eighth
 
 
 def test_lines_are_left_out_of_single_sweeps_only(frames):

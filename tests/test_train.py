@@ -238,7 +238,7 @@ def test_two_processes_learn_as_one_does(arguments, tmp_path):
     gradients = []
     for n in (1, 2):
         out = tmp_path / f"{n}.pt"
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", "0"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
         command += [str(tmp_path / "gradients.py"), str(arguments.data.dataroot), str(arguments.data.store), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[1])
         assert done.returncode == 0, done.stderr[-2000:]
@@ -246,7 +246,7 @@ def test_two_processes_learn_as_one_does(arguments, tmp_path):
     assert gradients[0].keys() == gradients[1].keys()
     largest = max(float(grad.abs().max()) for grad in gradients[0].values())
     for name, grad in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], grad, rtol=1e-4, atol=1e-5 * largest)
+        torch.testing.assert_close(gradients[1][name], grad, rtol=1e-3, atol=1e-4 * largest)
 
 
 def test_overfits_a_keyframe(arguments):

@@ -223,8 +223,8 @@ def test_wrong_options_are_one_line(data, tmp_path, monkeypatch, capsys):
     other = random_checkpoint(tmp_path / "other.safetensors", NetworkConfig((8, 16), (1, 1), 1))
     common = ["--out", tmp_path / "out", "--height", 64, "--width", 96, "--workers", 0, "--steps", 1, "--threads", 1]
     for options, text in [
-        (["--data", data, "--batch", 0], "--batch 0: must be a multiple"),
-        (["--data", data, "--validate-every", 0], "--validate-every 0: must be one or more"),
+        (["--data", data, "--batch", 0], "--batch 0: must be at least 1"),
+        (["--data", data, "--validate-every", 0], "--validate-every 0: must be at least 1"),
         (["--data", "dataset=nuscenes"], "--data dataset=nuscenes: needs dataroot=..."),
         (["--data", data + ",ref=nothing"], "nothing"),
         (["--data", data, "--init", tmp_path / "none.safetensors"], "none.safetensors: no such checkpoint"),
