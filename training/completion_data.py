@@ -52,6 +52,10 @@ class Data:
     poses: Path | None = None
     repeat: int = 1
 
+    def told(self) -> dict[str, Any]:
+        """What this is, without where it lies."""
+        return {name: getattr(self, name) for name in ("dataset", "version", "ref", "scenes", "truth", "repeat")}
+
     @classmethod
     def parse(cls, text: str, option: str) -> "Data":
         """From ``key=value,key=value`` of a command line.

@@ -221,7 +221,10 @@ def _publish(
     """Validates the averaged weights and writes them, calibrated."""
     network = cast(CompletionNetwork, averaged.module)
     calibration, figures = validate(network, arguments, device, board, step)
-    trained = {"steps": step, "config": config, "validation": figures}
+    places = ("out", "init", "device")  # a checkpoint travels: what it was trained on, not where that lay
+    told = {name: value for name, value in config.items() if name not in places}
+    told |= {name: [Data.parse(text, name).told() for text in told[name]] for name in ("data", "validate")}
+    trained = {"steps": step, "config": told, "validation": figures}
     save_checkpoint(arguments.out / "completion.safetensors", network, calibration, trained)
 
 
