@@ -21,6 +21,7 @@ from scipy import stats
 from dense_depth import InputError
 from training.data import DepthSource, DetectionData
 from training.depth_targets import depth_targets
+from training.loop import one_line
 from training.model import STRIDE
 from training.train import Arguments as TrainArguments
 from training.train import detector_config, train
@@ -52,8 +53,7 @@ def main() -> int:
     try:
         compare(tyro.cli(Arguments))
     except InputError as error:
-        message = str(error).rpartition("dense_depth.InputError: ")[2].strip()
-        print(f"compare: {message}", file=sys.stderr)
+        print(f"compare: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("compare: interrupted; the same command continues", file=sys.stderr)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from dense_depth import InputError
+from dense_depth.checkpoint import read_checkpoint, write_checkpoint
 from ext import BevGrid
 from training.augmentation import AugmentationConfig
 from training.bins import DepthBins
@@ -137,17 +137,8 @@ def _to(value: Any, device: torch.device) -> Any:
 
 def save_detector(path: Path, detector: Detector, trained: dict[str, Any]) -> None:
     """Writes weights, configuration and how it was trained as safetensors; whole or not at all."""
-    from safetensors.torch import save
-
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(dataclasses.asdict(detector.config)),
-        "trained": json.dumps(trained),
-    }
     state = {name: x.detach().cpu().contiguous() for name, x in detector.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(state, metadata))
-    partial.replace(path)
+    write_checkpoint(path, state, FORMAT, config=dataclasses.asdict(detector.config), trained=trained)
 
 
 def load_detector(path: Path) -> tuple[Detector, str]:
@@ -156,24 +147,12 @@ def load_detector(path: Path) -> tuple[Detector, str]:
     Raises:
         InputError: The file is missing, damaged, or holds something else.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; training/train.py writes detector.safetensors into its --out")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{path}: not a checkpoint of the detector (format {metadata.get('format')!r})")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    hint = "training/train.py writes detector.safetensors into its --out"
+    with read_checkpoint(path, FORMAT, "the detector", hint) as (state, metadata):
         config = _from_json(DetectorConfig, json.loads(metadata["config"]))
         # Its weights come from this file, not from where training began.
         detector = Detector(replace(config, model=replace(config.model, pretrained=None)))
         detector.load_state_dict(state)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or no safetensors file: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: a checkpoint of another detector: {str(error).splitlines()[0]}") from error
     return detector, hashlib.sha256(path.read_bytes()).hexdigest()
 
 

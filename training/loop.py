@@ -46,6 +46,11 @@ def join(wanted: str | None, threads: int | None) -> Place:
     return Place(device, rank, n_ranks)
 
 
+def one_line(error: InputError) -> str:
+    """Its message; that of a process that reads data comes with a traceback before it."""
+    return str(error).rpartition("dense_depth.InputError: ")[2].strip()
+
+
 def mean_over_processes(counts: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Counts averaged over processes, at least 1 in total."""
     processes = 1

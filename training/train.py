@@ -24,7 +24,7 @@ from dense_depth import InputError
 from training.data import Batch, DataConfig, DetectionData, collate
 from training.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
 from training.evaluate import draw_output, print_scores, score
-from training.loop import Draws, batches, join, resume, running_average, save_state, step_decay, warm_cosine
+from training.loop import Draws, batches, join, one_line, resume, running_average, save_state, step_decay, warm_cosine
 
 FREE = ("out", "workers", "threads", "device", "save_every", "compile", "score")  # on resuming
 LEAST = dict.fromkeys(("steps", "batch", "accumulate", "save_every", "threads"), 1)
@@ -97,9 +97,8 @@ def main() -> int:
     """Entry point; returns the exit status."""
     try:
         train(tyro.cli(Arguments))
-    except InputError as error:  # that of a worker comes with its traceback before it
-        message = str(error).rpartition("dense_depth.InputError: ")[2].strip()
-        print(f"train: {message}", file=sys.stderr)
+    except InputError as error:
+        print(f"train: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"train: {error}; the same command continues", file=sys.stderr)

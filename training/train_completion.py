@@ -31,7 +31,7 @@ from dense_depth.completion.predict import (
 from dense_depth.metrics import OUTLIER_M
 from training.completion_data import CompletionData, Data, HideConfig, Sample, ViewConfig
 from training.completion_loss import LossConfig, completion_loss
-from training.loop import Draws, batches, join, resume, running_average, save_state, warm_cosine
+from training.loop import Draws, batches, join, one_line, resume, running_average, save_state, warm_cosine
 
 CALIBRATION_BINS = 24
 FREE = ("out", "workers", "threads", "device", "validate_every", "validate_frames", "validate", "init")  # on resuming
@@ -100,9 +100,8 @@ def main() -> int:
     """Entry point; returns the exit status."""
     try:
         train(tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,)))
-    except InputError as error:  # that of a worker comes with its traceback before it
-        message = str(error).rpartition("dense_depth.InputError: ")[2].strip()
-        print(f"train_completion: {message}", file=sys.stderr)
+    except InputError as error:
+        print(f"train_completion: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"train_completion: {error}; the same command continues", file=sys.stderr)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dense_depth import InputError
+from dense_depth.checkpoint import read_checkpoint, write_checkpoint
 from dense_depth.completion.classical import distance_confidence, ip_basic
 from dense_depth.completion.network import CompletionNetwork, NetworkConfig, Prediction
 from dense_depth.metrics import OUTLIER_M
@@ -127,21 +128,12 @@ def save_checkpoint(
         trained: How it was trained, as JSON values.
         half: Keep floats as float16, half the size.
     """
-    from safetensors.torch import save
-
-    metadata = {
-        "format": FORMAT,
-        "network": json.dumps(dataclasses.asdict(network.config)),
-        "calibration": json.dumps(calibration._asdict()),
-        "trained": json.dumps(trained),
-    }
     state = {
         name: (x.half() if half and x.is_floating_point() else x).contiguous()
         for name, x in network.state_dict().items()
     }
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(state, metadata))
-    partial.replace(path)  # whole or not at all
+    sizes = dataclasses.asdict(network.config)
+    write_checkpoint(path, state, FORMAT, network=sizes, calibration=calibration._asdict(), trained=trained)
 
 
 def load_checkpoint(path: Path) -> tuple[CompletionNetwork, Calibration]:
@@ -150,29 +142,14 @@ def load_checkpoint(path: Path) -> tuple[CompletionNetwork, Calibration]:
     Raises:
         InputError: The file is missing, damaged, or holds another network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; train one with training/train_completion.py, or use ip-basic")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(
-                    f"{path}: not a checkpoint of the completion network (format {metadata.get('format')!r})"
-                )
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  not a dict
+    hint = "train one with training/train_completion.py, or use ip-basic"
+    with read_checkpoint(path, FORMAT, "the completion network", hint) as (state, metadata):
         sizes: dict[str, Any] = json.loads(metadata["network"])
         lists: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()
         }
         network = CompletionNetwork(NetworkConfig(**lists))
-        network.load_state_dict(state)
+        network.load_state_dict({name: x.float() for name, x in state.items()})
         calibration = Calibration(**json.loads(metadata["calibration"]))
         np.interp(0.0, *calibration)  # refuses tables of different lengths
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or no safetensors file: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: a checkpoint of another architecture: {reason}") from error
     return network, calibration
