@@ -1,5 +1,6 @@
 # setup  makes .venv and installs everything, once: some minutes on a new machine
-# demo   generated dataset -> labels -> completed labels -> the errors of both against exact depth, in demo/
+# demo   generated dataset -> labels -> completed labels -> the errors of both against exact depth -> detectors trained
+#        for a moment on each depth source and compared; in demo/
 # test, lint, bench (all of benchmarks/), clean (all but .venv)
 
 SHELL := /bin/bash
@@ -44,17 +45,20 @@ demo/data/.done: $(wildcard dense_depth/datasets/synthetic*.py dense_depth/datas
 	$(BIN)/python -m dense_depth synth --out demo/data
 	@touch $@
 
+demo: DEMO := --dataset nuscenes --dataroot demo/data --version v1.0-synth --store demo/store
 demo: demo/data/.done
-	$(BIN)/python pipelines/accumulate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
-	  --store demo/store --tag demo
-	$(BIN)/python pipelines/evaluate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
-	  --store demo/store --ref demo --truth --pictures demo/pictures --tag demo
-	$(BIN)/python pipelines/complete.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
-	  --store demo/store --ref demo --tag completed
-	$(BIN)/python pipelines/evaluate.py --dataset nuscenes --dataroot demo/data --version v1.0-synth \
-	  --store demo/store --ref completed --kind completed --truth --pictures demo/pictures/completed --tag completed
+	$(BIN)/python pipelines/accumulate.py $(DEMO) --kind lidar
+	$(BIN)/python pipelines/accumulate.py $(DEMO) --tag demo
+	$(BIN)/python pipelines/evaluate.py $(DEMO) --ref demo --truth --pictures demo/pictures --tag demo
+	$(BIN)/python pipelines/complete.py $(DEMO) --ref demo --tag completed
+	$(BIN)/python pipelines/evaluate.py $(DEMO) --ref completed --kind completed --truth \
+	  --pictures demo/pictures/completed --tag completed
 	$(BIN)/python -m catalog --store demo/store verify completed
+	rm -rf demo/compare
+	$(BIN)/python training/compare.py $(DEMO) --ref completed --size tiny --train synth_train --val synth_val \
+	  --steps 8 --batch 2 --lr 2e-3 --warmup 2 --workers 0 --threads 1 --seeds 2 --jobs 2 --out demo/compare --demo
 	@echo "Look at demo/pictures: image, label, truth and errors, the worst frames first; images are in demo/data/samples"
+	@echo "demo/compare has a detector for each depth source and seed, trained for a moment: no result, only the way to one"
 
 test: ext
 	$(BIN)/python -m pytest

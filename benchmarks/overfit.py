@@ -18,7 +18,7 @@ from training.data import DataConfig
 from training.train import Arguments, train
 
 
-def main(steps: int = 300, threads: int | None = None, dataroot: Path | None = None) -> None:
+def main(steps: int = 250, threads: int | None = None, dataroot: Path | None = None) -> None:
     """Generates, labels, trains, and prints the scores.
 
     Args:

@@ -272,8 +272,6 @@ def test_no_labels_need_no_store(opened):
     assert not (none.depth_m.any() or none.source.any() or none.confidence.any())
     assert some.depth_m.any()
     assert equal(none, some._replace(depth_m=none.depth_m, source=none.source, confidence=none.confidence))
-    assert opened(depth_source="none", store=None).labels_identity() is None
-    assert opened().labels_identity().items() >= {"version": 1, "kind": "lidar"}.items()
 
 
 def test_options_that_will_not_do(opened, tmp_path):

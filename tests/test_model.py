@@ -340,3 +340,17 @@ def test_frustum_of_both_rules(parity, monkeypatch):
     first, last = ((0, 0), (95, 63)) if parity else ((7.5, 7.5), (87.5, 55.5))
     np.testing.assert_allclose(uv_px[[0, -1]], [first, last], atol=1e-3)
     np.testing.assert_allclose(np.unique(z.round(4)), np.arange(2, 18, 2) + (0 if parity else 1))
+
+
+def test_compiles_but_for_the_index():
+    """The same values, and no break in the graph but for the one that is asked for."""
+    from torch._dynamo.utils import counters
+
+    model, images = make().eval(), images_of()
+    cameras = [cameras_at(), cameras_at(MOVED)]
+    plain = model(images, cameras)
+    counters.clear()
+    compiled = torch.compile(model, backend="eager")(images, cameras)
+    torch.testing.assert_close(compiled.bev, plain.bev)
+    torch.testing.assert_close(compiled.depth_logits, plain.depth_logits)
+    assert all("_index" in reason for reason in counters["graph_break"]), counters["graph_break"]

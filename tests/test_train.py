@@ -134,7 +134,7 @@ def test_scores_come_from_the_whole_way(arguments, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Detector, "forward", remember)
     scores = score(detector, arguments.data, torch.device("cpu"), tmp_path / "results.json")
-    assert set(scores["depth"]) == {"lidar", "truth"} and scores["depth"]["truth"]["all"]["abs_rel"] > 0.05
+    assert set(scores["depth"]) == {"lidar", "truth"} and scores["depth"]["truth"]["0-60 m"]["abs_rel"] > 0.05
     assert 0 <= scores["mean_ap"] < 0.1
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert len(results) == 3 and sum(scores["class_boxes"].values()) > 0
@@ -148,9 +148,10 @@ def test_depth_scores_are_hand_worked():
     reference[0, 8, 20] = 30.0
     scores = DepthScores()
     scores.add(torch.tensor([[[12.0, 30.0]]]), reference)
+    scores.add(torch.tensor([[[40.0]]]), torch.full((1, 16, 16), 61.0))  # beyond what bins reach
     figures = scores.by_range()
-    assert figures["all"]["cells"] == 2 and figures["all"]["abs_rel"] == pytest.approx(0.1)
-    assert figures["all"]["rmse_m"] == pytest.approx(2**0.5) and figures["all"]["delta_125"] == 1
+    assert figures["0-60 m"]["cells"] == 2 and figures["0-60 m"]["abs_rel"] == pytest.approx(0.1)
+    assert figures["0-60 m"]["rmse_m"] == pytest.approx(2**0.5) and figures["0-60 m"]["delta_125"] == 1
     assert figures["0-10 m"]["abs_rel"] == pytest.approx(0.2) and figures["20-30 m"]["rmse_m"] == 0
 
 
@@ -257,11 +258,11 @@ def test_overfits_a_keyframe(arguments):
     detector = Detector(SIZES["tiny"]).train()
     optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         terms = detector.losses(detector(batch.images, batch.cameras), batch, True)
         optimiser.zero_grad()
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
         optimiser.step()
         losses.append(float(terms["loss"].detach()))
-    assert losses[-1] < 0.25 * losses[0] and np.isfinite(losses).all()
+    assert losses[-1] < 0.2 * losses[0] and np.isfinite(losses).all()

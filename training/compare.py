@@ -6,25 +6,32 @@ A difference counts only if its 95 % interval excludes zero.
 """
 
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from catalog import Catalog
 from dense_depth import InputError
 from training.data import DepthSource, DetectionData
 from training.depth_targets import depth_targets
-from training.loop import one_line
+from training.evaluate import RANGES
+from training.loop import check_same, one_line
 from training.model import STRIDE
+from training.train import FREE, detector_config, recorded, train
 from training.train import Arguments as TrainArguments
-from training.train import detector_config, train
 
 Figures = dict[str, list[float]]  # by name, one value a seed
 LOOK_AT = 16  # samples, to see how dense a source is
@@ -39,12 +46,14 @@ class Arguments:
             and the plot. A comparison that was stopped goes on.
         sources: Depth sources to compare; the others are compared with the first.
         seeds: How many seeds.
+        jobs: Trainings at a time, each in a process of its own; with several GPUs, each on its own.
         demo: Say that this is a demonstration: too few steps to mean anything.
     """
 
     train: Annotated[TrainArguments, tyro.conf.arg(name="")]
     sources: tuple[DepthSource, ...] = ("lidar", "none", "accumulated", "completed")
     seeds: int = 3
+    jobs: int = 1
     demo: bool = False
 
 
@@ -55,6 +64,9 @@ def main() -> int:
     except InputError as error:
         print(f"compare: {one_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"compare: {error}; the same command continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("compare: interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -65,35 +77,95 @@ def compare(arguments: Arguments) -> dict[str, Any]:
     """Trains all, and returns what the table shows.
 
     Raises:
-        InputError: As ``train``; or there are fewer than one seed or two sources.
+        InputError: As ``train``; there are too few seeds, sources or jobs; or a run in --out had other options.
     """
-    if arguments.seeds < 1 or len(set(arguments.sources)) < 2:
-        raise InputError(f"--seeds {arguments.seeds} --sources {' '.join(arguments.sources)}: give 1 and 2, or more")
-    out = arguments.train.out
+    if arguments.seeds < 1 or len(set(arguments.sources)) < 2 or arguments.jobs < 1:
+        raise InputError(
+            f"--seeds {arguments.seeds} --sources {' '.join(arguments.sources)} --jobs {arguments.jobs}: "
+            "give at least 1, 2 and 1"
+        )
+    out, data = arguments.train.out, arguments.train.data
+    if data.store is not None:  # a version that is committed meanwhile changes nothing
+        data = replace(data, ref=str(Catalog(data.store).version(data.ref).number))
     per_sample = arguments.train.cells_per_sample or sparsest(arguments)
     print(f"every source supervises cells of a weight of at most {per_sample:.1f} in each sample", flush=True)
-    figures: dict[str, Figures] = {}
-    for seed in range(arguments.seeds):
-        for source in arguments.sources:
-            run = out / f"{source}-{seed}"
-            print(f"== {source}, seed {seed}", flush=True)
-            scores_path = run / "scores.json"
-            options = replace(
-                arguments.train,
-                data=replace(arguments.train.data, depth_source=source),
-                seed=seed,
-                out=run,
-                cells_per_sample=per_sample,
-            )
-            scores = json.loads(scores_path.read_text()) if scores_path.exists() else train(options)
-            for name, value in figures_of(scores).items():
-                figures.setdefault(source, {}).setdefault(name, []).append(value)
+    runs = {
+        (source, seed): replace(
+            arguments.train,
+            data=replace(data, depth_source=source),
+            seed=seed,
+            out=out / f"{source}-{seed}",
+            cells_per_sample=per_sample,
+        )
+        for seed in range(arguments.seeds)
+        for source in arguments.sources
+    }
+    scores = train_all(runs, arguments.jobs)
+    figures: dict[str, Figures] = {source: {} for source in arguments.sources}
+    for source, seed in runs:
+        for name, value in figures_of(scores[source, seed]).items():
+            figures[source].setdefault(name, []).append(value)
     summary: dict[str, Any] = {"demo": arguments.demo, "steps": arguments.train.steps, "seeds": arguments.seeds}
     summary |= {"figures": figures, "differences": differences(figures, arguments.sources[0])}
     (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
     print_comparison(summary)
     plot(summary, out / "comparison.png")
     return summary
+
+
+Run = tuple[DepthSource, int]  # and seed
+
+
+def train_all(runs: dict[Run, TrainArguments], jobs: int) -> dict[Run, dict[str, Any]]:
+    """The scores of all runs; those that are there already are not trained again."""
+    scores = {run: done for run, options in runs.items() if (done := scores_of(options)) is not None}
+    todo = {run: options for run, options in runs.items() if run not in scores}
+    if len(scores):
+        print(f"{len(scores)} of {len(runs)} runs are there already", flush=True)
+    context = multiprocessing.get_context("spawn")
+    numbers = context.Queue()
+    for i in range(jobs):
+        numbers.put(i)
+    with ProcessPoolExecutor(jobs, context, _take_gpu, (numbers,)) as pool:
+        futures = {pool.submit(train_logged, options): run for run, options in todo.items()}
+        try:
+            for future in as_completed(futures):
+                run = futures[future]
+                scores[run] = future.result()
+                print(f"{len(scores)} of {len(runs)}: {run[0]}, seed {run[1]}, " + _brief(scores[run]), flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return scores
+
+
+def _take_gpu(numbers: "multiprocessing.Queue[int]") -> None:
+    """For a training process: its GPU, of those there are, in the way that ``loop.join`` is told of it."""
+    os.environ["LOCAL_RANK"] = str(numbers.get() % max(torch.cuda.device_count(), 1))
+
+
+def _brief(scores: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures_of(scores).items())
+
+
+def train_logged(options: TrainArguments) -> dict[str, Any]:
+    """Trains, with what it prints in ``log.txt`` beside the run."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "log.txt").open("a", buffering=1) as log, redirect_stdout(log):
+        return train(options)
+
+
+def scores_of(options: TrainArguments) -> dict[str, Any] | None:
+    """The scores of a run that is complete; None of one that is not.
+
+    Raises:
+        InputError: It was trained with other options.
+    """
+    config, scores = options.out / "config.json", options.out / "scores.json"
+    if not scores.exists():
+        return None
+    check_same(options.out, json.loads(config.read_text()), recorded(options), FREE)
+    return dict(json.loads(scores.read_text()))
 
 
 def sparsest(arguments: Arguments) -> float:
@@ -117,8 +189,8 @@ def figures_of(scores: dict[str, Any]) -> dict[str, float]:
     figures = {"mAP": scores["mean_ap"], "NDS": scores["nds"]}
     for reference, by_range in scores["depth"].items():
         figures |= {
-            f"AbsRel, {reference}": by_range["all"]["abs_rel"],
-            f"RMSE m, {reference}": by_range["all"]["rmse_m"],
+            f"AbsRel to {reference}": by_range[RANGES[0]]["abs_rel"],
+            f"RMSE m to {reference}": by_range[RANGES[0]]["rmse_m"],
         }
     return figures
 
@@ -146,6 +218,7 @@ def differences(figures: dict[str, Figures], base: str) -> dict[str, dict[str, t
 def print_comparison(summary: dict[str, Any]) -> None:
     """Prints the table: means with intervals, and a verdict where the interval of the difference excludes zero."""
     figures, base = summary["figures"], next(iter(summary["figures"]))
+    n_intervals = (len(figures) - 1) * len(figures[base])
     demo = "DEMO, not enough steps to mean anything: " if summary["demo"] else ""
     table = Table(title=f"{demo}{summary['steps']} steps, {summary['seeds']} seeds; +- is a 95 % interval", box=None)
     table.add_column("source", no_wrap=True)
@@ -162,7 +235,11 @@ def print_comparison(summary: dict[str, Any]) -> None:
             cells.append(f"{mean:.4f}" + (f" +- {half:.4f}" if np.isfinite(half) else "") + mark)
         table.add_row(source, *cells)
     Console(width=max(Console().width, 140)).print(table)
-    print(f"* differs from {base}: the interval of the difference, seed by seed, excludes zero")
+    print(f"* differs from {base}: the 95 % interval of the difference, seed by seed, excludes zero; of {n_intervals}")
+    print(f"  such intervals {0.05 * n_intervals:.1f} would by chance alone")
+    for source, own in summary["differences"].items():
+        sure = [f"{name} {d:+.4f} +- {half:.4f}" for name, (d, half) in own.items() if abs(d) > half]
+        print(f"{source} - {base}: " + (", ".join(sure) or "no difference shown"))
 
 
 def plot(summary: dict[str, Any], path: Path) -> None:

@@ -108,6 +108,19 @@ class _Item:
     keyframe: Keyframe
 
 
+def open_version(config: DataConfig) -> Version | None:
+    """The version that the labels come from; None without labels.
+
+    Raises:
+        InputError: There is no such store or version.
+    """
+    if config.depth_source == "none":
+        return None
+    if config.store is None:
+        raise InputError(f"--depth-source {config.depth_source}: needs --store, where its labels are")
+    return Catalog(config.store).version(config.ref)
+
+
 class DetectionData(Dataset[Batch]):
     """The keyframes of scenes. Index with (keyframe, draw): equal pairs give equal batches of one.
 
@@ -147,12 +160,9 @@ class DetectionData(Dataset[Batch]):
 
     def _open_labels(self) -> Version | None:
         """The version, after checking that it has the labels."""
-        config = self._config
-        if config.depth_source == "none":
+        config, version = self._config, open_version(self._config)
+        if version is None:
             return None
-        if config.store is None:
-            raise InputError(f"--depth-source {config.depth_source}: needs --store, where its labels are")
-        version = Catalog(config.store).version(config.ref)
         labelled = {
             (token, row["camera"])
             for row in version.rows_of(config.depth_source, config.dataset)
@@ -170,12 +180,6 @@ class DetectionData(Dataset[Batch]):
             raise InputError(f"{self.notes[-1]}; make them, or allow a share with --max-missing")
         self._missing = set(missing)
         return version
-
-    def labels_identity(self) -> dict[str, Any] | None:
-        """Which labels these are; None without any."""
-        if self._labels is None:
-            return None
-        return {"version": self._labels.number, "manifest": self._labels.manifest, "kind": self._config.depth_source}
 
     def views(self, index: int) -> Iterator[tuple[CameraFrame, str, Float[np.ndarray, "3 3"]]]:
         """The images of a key frame: frame, token of its scene, and pixels of the input from its own, not augmented."""
@@ -244,7 +248,7 @@ class DetectionData(Dataset[Batch]):
                 f"{label.depth_m.shape[0]} pixels is not the image of {frame.width}x{frame.height} pixels, resized"
             )
         confidence = np.full_like(label.source, CERTAIN) if label.confidence is None else label.confidence
-        input_T_label = input_T_recorded @ np.linalg.inv(_resize(*size_ratio))
+        input_T_label = input_T_recorded @ _resize(1 / size_ratio[0], 1 / size_ratio[1])
         return warp_label(label.depth_m, np.stack([label.source, confidence]), input_T_label, height, width)
 
 
@@ -269,9 +273,8 @@ def _read(
     scale = min(float(np.sqrt(abs(np.linalg.det(input_T_recorded[:2, :2])))), 1.0)
     small = max(1, round(frame.height * scale)), max(1, round(frame.width * scale))
     image = read_image(frame, *small)
-    return warp_image(
-        image, input_T_recorded @ np.linalg.inv(_resize(small[1] / frame.width, small[0] / frame.height)), height, width
-    )
+    recorded_T_small = _resize(frame.width / small[1], frame.height / small[0])
+    return warp_image(image, input_T_recorded @ recorded_T_small, height, width)
 
 
 def _resize(across: float, down: float) -> Float[np.ndarray, "3 3"]:

@@ -5,9 +5,11 @@ LIDAR_TOP key sweep, from which the devkit's evaluation also measures range. (BE
 cameras.)
 """
 
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,7 +204,8 @@ def evaluate_detection(dataroot: Path, version: str, split: str | Sequence[str],
         detected = EvalBoxes.deserialize(results, DetectionBox)
     except Exception as error:  # it asserts
         raise InputError(f"{results_file}: not nuScenes detection results ({_one_line(error)})") from error
-    annotated = load_gt_of_sample_tokens(nusc, tokens, DetectionBox)
+    with redirect_stderr(io.StringIO()):  # a progress bar
+        annotated = load_gt_of_sample_tokens(nusc, tokens, DetectionBox)
     if not annotated.all:
         raise InputError(f"split {split}: {nusc.table_root} has no annotated boxes of the detection classes in it")
 

@@ -68,6 +68,7 @@ SIZES: dict[SizeName, DetectorConfig] = {
     "tiny": DetectorConfig(  # seconds a step on a CPU
         ModelConfig("resnet-tiny", None, neck=32, depth=64, context=32, trunk=32, bev_neck=16, past=0),
         CenterHeadConfig(channels=32),
+        grid=BevGrid((-51.2, 51.2, 1.6), (-51.2, 51.2, 1.6)),  # most of the work is the head's, on BEV cells
         image=AugmentationConfig(128, 352),
     ),
     "r50-256x704": DetectorConfig(),

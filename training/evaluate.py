@@ -3,6 +3,7 @@
 python training/evaluate.py --checkpoint runs/a/detector.safetensors --dataset nuscenes --dataroot D --version V
 """
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dense_depth import InputError
-from dense_depth.datasets.synthetic.truth import truth_path
+from dense_depth.datasets.synthetic.truth import read_truth, truth_path
 from dense_depth.metrics import RANGE_ENDS_M
 from dense_depth.pictures import colours
 from training.augmentation import warp_label
@@ -28,7 +29,8 @@ from training.detector import Detector, Output, load_detector
 from training.loop import join
 from training.model import STRIDE
 
-RANGES = ("all", *(f"{a}-{b} m" for a, b in zip((0, *RANGE_ENDS_M), RANGE_ENDS_M)), f"{RANGE_ENDS_M[-1]}+ m")
+# The first is what detectors can see: their bins end at 58 m, and truth goes on to the horizon.
+RANGES = (f"0-{RANGE_ENDS_M[-1]} m", *(f"{a}-{b} m" for a, b in zip((0, *RANGE_ENDS_M), RANGE_ENDS_M)))
 FIGURES = ("cells", "abs_rel", "rmse_m", "delta_125")
 
 
@@ -60,12 +62,15 @@ def main() -> int:
         device = join(arguments.device, arguments.threads).device
         detector, sha256 = load_detector(arguments.checkpoint)
         scores = {"checkpoint": sha256, **score(detector.to(device), arguments.data, device, arguments.results)}
+        print_scores(scores)
+        if arguments.summary:
+            arguments.summary.write_text(json.dumps(scores, indent=1) + "\n")
     except InputError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
-    print_scores(scores)
-    if arguments.summary:
-        arguments.summary.write_text(json.dumps(scores, indent=1) + "\n")
+    except OSError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -120,15 +125,16 @@ def _has_lidar(data: DataConfig) -> bool:
     return any(row["kind"] == "lidar" for row in Catalog(data.store).version(data.ref).rows())
 
 
+_open_truth = functools.lru_cache(64)(read_truth)  # opening takes as long as reading a frame
+
+
 def _truth(frames: DetectionData, index: int, data: DataConfig) -> Float[Tensor, "n h w"] | None:
     """Exact depth in the pixels of the input; None where the dataset has none."""
-    from dense_depth.datasets.synthetic.truth import read_truth
-
     maps = []
     for frame, scene_token, input_T_recorded in frames.views(index):
         if not truth_path(data.dataroot, scene_token, frame.camera).is_dir():
             return None
-        truth = read_truth(data.dataroot, scene_token, frame.camera)
+        truth = _open_truth(data.dataroot, scene_token, frame.camera)
         native_m = np.asarray(truth.depth_m[truth.sample_tokens.index(frame.sample_token)])
         size = data.augmentation.height, data.augmentation.width
         maps.append(warp_label(native_m, np.empty((0, *native_m.shape), np.uint8), input_T_recorded, *size)[0])
@@ -136,17 +142,17 @@ def _truth(frames: DetectionData, index: int, data: DataConfig) -> Float[Tensor,
 
 
 class DepthScores:
-    """Expected depths against the middle one of a reference's depths in each cell, by range of the reference."""
+    """Expected depths against the middle one of a reference's depths in each cell, by range; to 60 m."""
 
     def __init__(self) -> None:
-        self._sums = np.zeros((len(RANGES) - 1, 4))  # cells, relative, squared, within 1.25
+        self._sums = np.zeros((len(RANGE_ENDS_M), 4))  # cells, relative, squared, within 1.25
 
     def add(self, predicted_m: Float[Tensor, "n rows columns"], reference_m: Float[Tensor, "n height width"]) -> None:
         """Adds the cells of some images in which the reference has a depth; 0 = none."""
         n, rows, columns = predicted_m.shape
         pixels = reference_m.reshape(n, rows, STRIDE, columns, STRIDE).permute(0, 1, 3, 2, 4).flatten(3)
         middle = torch.where(pixels > 0, pixels, torch.nan).nanmedian(-1).values.numpy().astype(np.float64)
-        known = np.isfinite(middle)
+        known = middle <= RANGE_ENDS_M[-1]  # not where there is none: NaN
         reference, predicted = middle[known], predicted_m.numpy()[known].astype(np.float64)
         ratio = np.maximum(predicted / reference, reference / predicted)
         values = [np.ones(len(reference)), np.abs(predicted / reference - 1), (predicted - reference) ** 2]

@@ -144,12 +144,21 @@ def resume(path: Path, config: dict[str, Any], free: Collection[str], *parts: An
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: damaged: {str(error).splitlines()[0]}; delete it to start anew") from error
-    before, now = _flat(state["config"]), _flat(config)
-    if changed := [name for name in now if name.split(".")[0] not in free and before.get(name) != now[name]]:
-        raise InputError(f"{path}: was trained with another {changed[0]}; choose another --out")
+    check_same(path, state["config"], config, free)
     for part, saved in zip(parts, state["parts"]):
         part.load_state_dict(saved)
     return int(state["step"])
+
+
+def check_same(path: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> None:
+    """Refuses to go on with what other options made; the free ones may differ.
+
+    Raises:
+        InputError: Naming ``path`` and the first option that differs.
+    """
+    before, now = _flat(before), _flat(now)
+    if changed := [name for name in now if name.split(".")[0] not in free and before.get(name) != now[name]]:
+        raise InputError(f"{path}: was trained with another {changed[0]}; choose another --out")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

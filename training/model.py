@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  its usual name
 
 from dense_depth import InputError
-from ext import BevGrid, bev_pool, build_index
+from ext import BevGrid, BevIndex, bev_pool, build_index
 from training.bins import DepthBins
 from training.deform_conv import DeformConv
 from training.lift import Cameras, cell_pixels, frustum_points
@@ -267,11 +267,15 @@ class BevDepth(nn.Module):
         logits, context = (x.unflatten(0, (batch, n_cameras)) for x in (logits, context))
         v_px, u_px = cell_pixels(height, width, STRIDE, self.config.parity)
         depths_m = self.bins.frustum_m(self.config.parity)
-        with torch.no_grad():
-            points_m = frustum_points(cameras, depths_m.to(images.device), v_px, u_px)
-            index = build_index(points_m, self.grid, "trunc" if self.config.parity else "floor")
+        index = self._index(cameras, depths_m.to(images.device), v_px, u_px)
         probabilities = logits.float().softmax(2)
         return logits, bev_pool(probabilities, context.float(), index)
+
+    @torch.compiler.disable  # it sorts, and counts by hand: nothing to compile, but much to break a graph
+    @torch.no_grad()
+    def _index(self, cameras: Cameras, depths_m: Tensor, v_px: Tensor, u_px: Tensor) -> BevIndex:
+        points_m = frustum_points(cameras, depths_m, v_px, u_px)
+        return build_index(points_m, self.grid, "trunc" if self.config.parity else "floor")
 
 
 def camera_values(cameras: Cameras) -> Float[Tensor, "b n 27"]:

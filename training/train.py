@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from dense_depth import InputError
-from training.data import Batch, DataConfig, DetectionData, collate
+from training.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
 from training.evaluate import draw_output, print_scores, score
 from training.loop import Draws, batches, join, one_line, resume, running_average, save_state, step_decay, warm_cosine
@@ -123,6 +123,13 @@ def detector_config(arguments: Arguments) -> DetectorConfig:
     return config.as_bevdepth() if arguments.parity == "bevdepth" else config
 
 
+def recorded(arguments: Arguments) -> dict[str, Any]:
+    """What is written beside a run: its options, and which labels it learns from."""
+    version = open_version(arguments.data)
+    labels = version and {"version": version.number, "manifest": version.manifest}
+    return json.loads(json.dumps(asdict(arguments), default=str)) | {"labels": labels}
+
+
 def train(arguments: Arguments) -> dict[str, Any]:
     """Trains from the last saved step on, writes ``detector.safetensors``, and returns the scores.
 
@@ -150,7 +157,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     )
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    config = json.loads(json.dumps(asdict(arguments), default=str)) | {"labels": training.labels_identity()}
+    config = recorded(arguments)
     first, state_path = 0, arguments.out / "state.pt"
     if state_path.exists():
         first = resume(state_path, config, FREE, detector, averaged, optimiser, schedule)
