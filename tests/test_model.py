@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ResNetForImageClassification
+from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetForImageClassification
 
 import training.model as model_module
 from dense_depth import InputError
@@ -14,7 +14,7 @@ from ext import BevGrid
 from training.bins import DepthBins
 from training.lift import Cameras
 from training.model import (
-    RESNETS,
+    BACKBONES,
     BevDepth,
     BevTrunk,
     DepthNet,
@@ -86,14 +86,15 @@ def test_sizes_of_the_reference():
     assert model.depth_net.depth[-1].out_channels == 112 and model.trunk.stem[0].in_channels == 160
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_backbones(name):
     with torch.device("meta"):
         backbone = open_backbone(ModelConfig(name))
         maps = backbone(torch.empty(1, 3, 256, 704)).feature_maps
-    sizes = RESNETS[name]["hidden_sizes"]
+    sizes = BACKBONES[name]["hidden_sizes"]
     assert [tuple(x.shape[1:]) for x in maps] == [(c, 256 // s, 704 // s) for c, s in zip(sizes, (4, 8, 16, 32))]
-    published = {"resnet-18": 11.18, "resnet-50": 23.51, "resnet-101": 42.50}  # millions without the classifier
+    # Millions without the classifier.
+    published = {"resnet-18": 11.18, "resnet-50": 23.51, "resnet-101": 42.50, "convnext-tiny": 27.82}
     if name in published:
         assert abs(sum(p.numel() for p in backbone.parameters()) / 1e6 - published[name]) < 0.01
 
@@ -136,6 +137,27 @@ def test_pretrained_backbones(tmp_path):
     assert stored.keys() == expected.keys() and "embedder.embedder.convolution.weight" in stored
     assert all(torch.equal(x, expected[name].to(x.dtype)) for name, x in stored.items())
     assert stored["embedder.embedder.convolution.weight"].dtype == torch.float32
+
+
+def test_pretrained_convnext(tmp_path):
+    """A classifier's weights, as on the hub: all are taken, the norms behind the stages stay as they begin."""
+    torch.manual_seed(0)
+    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
+    classifier = ConvNextForImageClassification(ConvNextConfig(**sizes))
+    classifier.save_pretrained(tmp_path)
+    backbone = open_backbone(ModelConfig(str(tmp_path)))
+    maps = backbone(torch.zeros(1, 3, 64, 96)).feature_maps
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (c, 64 // s, 96 // s) for c, s in zip((8, 16, 24, 32), (4, 8, 16, 32))
+    ]
+    stored, expected = backbone.state_dict(), classifier.convnext.state_dict()
+    shared = stored.keys() & expected.keys()
+    assert len(shared) > 30 and expected.keys() - shared == {"layernorm.weight", "layernorm.bias"}
+    assert all(torch.equal(stored[name], expected[name]) for name in shared)
+    for name in stored.keys() - shared:
+        assert "norms" in name and torch.equal(stored[name], torch.full_like(stored[name], name.endswith("weight")))
+    with pytest.raises(InputError, match="is no convnext-tiny"):
+        open_backbone(ModelConfig("convnext-tiny", str(tmp_path)))
 
 
 def test_backbones_that_cannot_be_had(tmp_path):

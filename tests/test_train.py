@@ -83,8 +83,9 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(arguments, tmp_path, m
     assert not (killed.out / "detector.safetensors").exists()
     train(killed)
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2/2")]
+    resumed = weights(killed.out)
     for name, value in weights(arguments.out).items():
-        torch.testing.assert_close(weights(killed.out)[name], value, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(resumed[name], value, rtol=1e-6, atol=1e-6)
     # The line of the first run is a mean over both steps; the second step's own loss follows from equal weights.
     assert line and again and "depth_nonfinite 0.000" in again[0]
     with pytest.raises(InputError, match="another lr"):

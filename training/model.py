@@ -19,11 +19,33 @@ from training.lift import Cameras, cell_pixels, frustum_points
 
 STRIDE = 16  # of the image cells that are lifted
 N_CAMERA_VALUES = 27
-RESNETS: dict[str, dict[str, Any]] = {  # stages of a ResNet, as transformers names them
-    "resnet-tiny": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 128], "layer_type": "basic"},
-    "resnet-18": {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"},
-    "resnet-50": {"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck"},
-    "resnet-101": {"depths": [3, 4, 23, 3], "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck"},
+BACKBONES: dict[str, dict[str, Any]] = {  # as transformers names their sizes
+    "resnet-tiny": {
+        "model_type": "resnet",
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [16, 32, 64, 128],
+        "layer_type": "basic",
+        "embedding_size": 16,
+    },
+    "resnet-18": {
+        "model_type": "resnet",
+        "depths": [2, 2, 2, 2],
+        "hidden_sizes": [64, 128, 256, 512],
+        "layer_type": "basic",
+    },
+    "resnet-50": {
+        "model_type": "resnet",
+        "depths": [3, 4, 6, 3],
+        "hidden_sizes": [256, 512, 1024, 2048],
+        "layer_type": "bottleneck",
+    },
+    "resnet-101": {
+        "model_type": "resnet",
+        "depths": [3, 4, 23, 3],
+        "hidden_sizes": [256, 512, 1024, 2048],
+        "layer_type": "bottleneck",
+    },
+    "convnext-tiny": {"model_type": "convnext", "depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]},
 }
 
 
@@ -32,8 +54,8 @@ class ModelConfig:
     """Sizes of the detector.
 
     Attributes:
-        backbone: A name of ``RESNETS``, or a folder or hub name of a model that transformers' AutoBackbone opens.
-        pretrained: Folder or hub name of weights for a backbone of ``RESNETS``, such as microsoft/resnet-50.
+        backbone: A name of ``BACKBONES``, or a folder or hub name of a model that transformers' AutoBackbone opens.
+        pretrained: Folder or hub name of weights for a backbone of ``BACKBONES``, such as microsoft/resnet-50.
         neck: Channels of each of the four levels of the image neck.
         depth: Channels of the depth net.
         context: Channels that are lifted.
@@ -130,15 +152,14 @@ def open_backbone(config: ModelConfig) -> nn.Module:
         InputError: There is no such backbone, or its weights are not there or of another one.
     """
     from safetensors import SafetensorError
-    from transformers import AutoBackbone, AutoConfig, ResNetConfig
+    from transformers import AutoBackbone, AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    sizes, name = RESNETS.get(config.backbone), config.pretrained or config.backbone
+    sizes, name = BACKBONES.get(config.backbone), config.pretrained or config.backbone
     if sizes and not config.pretrained:
-        drawn = sizes | {"out_features": stages, "embedding_size": min(64, sizes["hidden_sizes"][0])}
-        return AutoBackbone.from_config(ResNetConfig(**drawn))
+        return AutoBackbone.from_config(AutoConfig.for_model(**sizes, out_features=stages))
     try:
         stored = AutoConfig.from_pretrained(name, out_features=stages)
         if sizes and any(getattr(stored, key, None) != value for key, value in sizes.items()):
@@ -148,12 +169,13 @@ def open_backbone(config: ModelConfig) -> nn.Module:
         backbone, info = kind.from_pretrained(
             name, config=stored, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-        if info["missing_keys"]:
-            raise ValueError(f"lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+        # Classifiers lack the norms that ConvNeXt as a backbone has behind its stages.
+        if missing := {key for key in info["missing_keys"] if not key.startswith("hidden_states_norms.")}:
+            raise ValueError(f"lacks {len(missing)} weights, such as {min(missing)}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"backbone {name}: {str(error).splitlines()[0]}; name one of {', '.join(RESNETS)}, or a folder or hub name "
-            "of a backbone of transformers with its weights as safetensors"
+            f"backbone {name}: {str(error).splitlines()[0]}; name one of {', '.join(BACKBONES)}, or a folder or hub "
+            "name of a backbone of transformers with its weights as safetensors"
         ) from error
     return backbone
 

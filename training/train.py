@@ -39,6 +39,8 @@ class Arguments:
         data: What to train on.
         out: Folder for the checkpoint, the state to resume from, TensorBoard's files and the scores.
         size: Size of the detector: "tiny" for a CPU, "r50-256x704" as in the paper, "r101-512x1408".
+        backbone: Another backbone than the size's: resnet-18, resnet-50, resnet-101, convnext-tiny, or a folder or hub
+            name of a backbone of transformers with its weights; who loads the detector needs that again.
         pretrained: Folder or hub name of weights of the backbone, such as microsoft/resnet-50.
         parity: "bevdepth": targets, loss, cell centres and rounding exactly as in the reference.
         depth_target: A cell learns from all its labelled pixels ("histogram") or from the nearest ("min").
@@ -68,6 +70,7 @@ class Arguments:
     data: Annotated[DataConfig, tyro.conf.arg(name="")]
     out: Path
     size: SizeName = "r50-256x704"
+    backbone: str | None = None
     pretrained: str | None = None
     parity: Literal["none", "bevdepth"] = "none"
     depth_target: Literal["histogram", "min"] = "histogram"
@@ -114,7 +117,9 @@ def detector_config(arguments: Arguments) -> DetectorConfig:
     config = SIZES[arguments.size]
     config = replace(
         config,
-        model=replace(config.model, pretrained=arguments.pretrained),
+        model=replace(
+            config.model, backbone=arguments.backbone or config.model.backbone, pretrained=arguments.pretrained
+        ),
         depth_targets=replace(config.depth_targets, mode=arguments.depth_target),
         depth_loss=replace(
             config.depth_loss, scale=arguments.depth_weight, cells_per_sample=arguments.cells_per_sample
