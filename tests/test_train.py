@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+import training.compare
 import training.train
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
+from dense_depth.checkpoint import write_checkpoint
 from pipelines import accumulate
 from pipelines.runner import run
 from training.compare import Arguments as CompareArguments
 from training.compare import compare, differences, interval
 from training.data import DataConfig, DetectionData, collate
-from training.detector import SIZES, Detector, load_detector
+from training.detector import SIZES, Detector, load_detector, save_detector
 from training.evaluate import DepthScores, score
 from training.train import Arguments, detector_config, main, train
 
@@ -173,10 +175,14 @@ def test_a_comparison_prints_one_table_and_goes_on(arguments, capsys):
     out = options.train.out
     assert (out / "comparison.png").stat().st_size > 5000 and json.loads((out / "comparison.json").read_text())["demo"]
     assert {len(values) for own in summary["figures"].values() for values in own.values()} == {2}
-    assert "DEMO" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "DEMO" in told and "4 of 4: " in told and "accumulated - lidar: " in told
+    assert "step 1/1" in (out / "lidar-1" / "log.txt").read_text()
     states = {path: path.stat().st_mtime_ns for path in out.glob("*/detector.safetensors")}
     assert len(states) == 4 and compare(options)["figures"] == summary["figures"]
     assert states == {path: path.stat().st_mtime_ns for path in states}  # nothing was trained again
+    with pytest.raises(InputError, match="lidar-0: was trained with another lr; choose another --out"):
+        compare(replace(options, train=replace(options.train, lr=1e-3)))
     weights_seen = {source: json.loads((out / f"{source}-0" / "config.json").read_text()) for source in options.sources}
     assert len({config["cells_per_sample"] for config in weights_seen.values()}) == 1
 
@@ -211,6 +217,48 @@ def test_bad_input_is_one_line(arguments, options, told, monkeypatch, capsys):
     assert main() == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and told in error, error
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"seeds": 0}, "--seeds 0"), ({"sources": ("lidar",)}, "--sources lidar"), ({"jobs": 0}, "--jobs 0")],
+)
+def test_a_comparison_needs_something_to_compare(arguments, options, told):
+    with pytest.raises(InputError, match=told):
+        compare(replace(CompareArguments(arguments), **options))
+
+
+def test_what_goes_wrong_in_a_run_is_one_line(arguments, monkeypatch, capsys):
+    """It comes from another process."""
+    monkeypatch.setattr(
+        training.compare.tyro,
+        "cli",
+        lambda _: CompareArguments(replace(arguments, lr=1e30, clip=1e30, steps=9), seeds=1),
+    )
+    monkeypatch.setattr(training.compare, "sparsest", lambda _: 100.0)
+    assert training.compare.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("compare: ") and len(error.splitlines()) == 1 and "the loss is not finite" in error, error
+
+
+def test_a_checkpoint_of_something_else_is_refused(arguments, tmp_path):
+    config = SIZES["tiny"]
+    detector = Detector(config)
+    save_detector(tmp_path / "a.safetensors", detector, {})
+    assert load_detector(tmp_path / "a.safetensors")[0].config == config
+    detector.config = replace(config, model=replace(config.model, context=8))  # not what its weights are of
+    save_detector(tmp_path / "b.safetensors", detector, {})
+    write_checkpoint(tmp_path / "c.safetensors", {}, "dense-depth completion 1")
+    (tmp_path / "d.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:10_000])
+    for name, told in (
+        ("b", "another architecture"),
+        ("c", "not a checkpoint of the detector"),
+        ("d", "damaged"),
+        ("e", "no such"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}\.safetensors: .*{told}") as error:
+            load_detector(tmp_path / f"{name}.safetensors")
+        assert "\n" not in str(error.value)
 
 
 GRADIENTS = """
