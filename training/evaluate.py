@@ -24,7 +24,7 @@ from dense_depth.metrics import RANGE_ENDS_M
 from dense_depth.pictures import colours
 from training.augmentation import warp_label
 from training.data import MEAN, STD, Batch, DataConfig, DetectionData, collate
-from training.detection import Boxes, evaluate_detection, results_of
+from training.detection import evaluate_detection, results_of
 from training.detector import Detector, Output, load_detector
 from training.loop import join
 from training.model import STRIDE
@@ -188,7 +188,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
 def draw_output(detector: Detector, output: Output, batch: Batch) -> UInt8[np.ndarray, "height width 3"]:
     """The first sample: each image above its label and its predicted depth, and all boxes from above; RGB.
 
-    Ground truth is green, detections are red.
+    Ground truth is green; detections are red, the fainter the less they score.
     """
     columns = []
     predicted_m = detector.expected_depth(output)[0].float().cpu().numpy()
@@ -202,22 +202,28 @@ def draw_output(detector: Detector, output: Output, batch: Batch) -> UInt8[np.nd
     side = pictures.shape[0]
     plan = np.zeros((side, side, 3), np.uint8)
     grid = detector.config.grid
-    _draw_boxes(plan, batch.boxes[0], (0, 255, 0), grid.x_m[:2])
-    _draw_boxes(plan, detector.detect(output)[0].boxes, (255, 0, 0), grid.x_m[:2])
+    truth, (detected, *_) = batch.boxes[0].boxes, detector.detect(output)
+    weakest_first = np.argsort(detected.scores)
+    red = np.outer(np.clip(2 * detected.scores, 0, 1), (255, 0, 0))
+    _draw_boxes(plan, detected.boxes.boxes[weakest_first], red[weakest_first], grid.x_m[:2])
+    _draw_boxes(plan, truth, np.tile((0, 255, 0), (len(truth), 1)), grid.x_m[:2])
     return np.hstack([pictures, plan])
 
 
 def _draw_boxes(
-    plan: UInt8[np.ndarray, "side side 3"], boxes: Boxes, colour: tuple[int, int, int], x_m: tuple[float, float]
+    plan: UInt8[np.ndarray, "side side 3"],
+    boxes: Float[np.ndarray, "n 9"],
+    colours_rgb: Float[np.ndarray, "n 3"],
+    x_m: tuple[float, float],
 ) -> None:
     """Boxes from above, x up and y to the left."""
     px_per_m = len(plan) / (x_m[1] - x_m[0])
-    for x, y, _, length, width, _, yaw in boxes.boxes[:, :7]:
+    for (x, y, _, length, width, _, yaw), colour in zip(boxes[:, :7], colours_rgb):
         corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * [length / 2, width / 2]
         turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
         at = corners @ turn + [x, y]
         pixels = np.column_stack([x_m[1] - at[:, 1], x_m[1] - at[:, 0]]) * px_per_m
-        cv2.polylines(plan, [pixels.round().astype(np.int32)], True, colour, 1, cv2.LINE_AA)
+        cv2.polylines(plan, [pixels.round().astype(np.int32)], True, colour.tolist(), 1, cv2.LINE_AA)
 
 
 if __name__ == "__main__":
