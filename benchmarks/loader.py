@@ -1,0 +1,75 @@
+"""What reading a batch costs at the default size (r50-256x704): six cameras, two keyframes, labels of 1600x900.
+
+CPU time of one process per keyframe by depth source, and what as many processes as this machine has cores read.
+
+    python benchmarks/loader.py [--dataroot demo/data --store demo/store --ref completed]  # make demo makes them
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import torch
+import tyro
+
+from training.data import DataConfig, DepthSource, DetectionData, collate
+from training.detector import SIZES
+from training.loop import Draws, batches
+
+SOURCES: tuple[DepthSource, ...] = ("none", "lidar", "accumulated", "completed")
+BATCH = 8
+
+
+def main(
+    dataroot: Path = Path("demo/data"), store: str = "demo/store", ref: str = "completed", keyframes: int = 40
+) -> None:
+    """Prints a line per source.
+
+    Args:
+        dataroot: A dataset in nuScenes format, with labels of all kinds.
+        store: Its labels.
+        ref: Their version.
+        keyframes: How many are read for a figure.
+    """
+    if not dataroot.is_dir():
+        sys.exit(f"{dataroot}: no such folder; make demo makes it, or name another by --dataroot and --store")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    config, workers = SIZES["r50-256x704"], os.cpu_count() or 1
+    for source in SOURCES:
+        data = DetectionData(
+            DataConfig(
+                "nuscenes",
+                dataroot,
+                "v1.0-synth",
+                source,
+                store,
+                ref,
+                past=config.model.past,
+                augmentation=config.image,
+            ),
+            ("synth_train",),
+            augment=True,
+        )
+        data[0, 0]  # compiles, and opens what stays open
+        started = time.process_time()
+        for i in range(keyframes):
+            data[i % len(data), i]
+        each = (time.process_time() - started) / keyframes
+        stream = batches(data, Draws(len(data), 0), BATCH, workers, collate)
+        for _ in range(4 * workers):  # what is read ahead
+            next(stream)
+        started = time.perf_counter()
+        for _ in range(max(2, keyframes // BATCH)):
+            next(stream)
+        rate = max(2, keyframes // BATCH) * BATCH / (time.perf_counter() - started)
+        print(
+            f"{source}: {1e3 * each:.0f} ms of one core a keyframe; {workers} workers read {rate:.1f} a second, so a "
+            f"step of {BATCH} waits if it takes less than {BATCH / rate:.2f} s"
+        )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
