@@ -24,7 +24,18 @@ from dense_depth import InputError
 from training.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
 from training.evaluate import draw_output, print_scores, score
-from training.loop import Draws, batches, join, one_line, resume, running_average, save_state, step_decay, warm_cosine
+from training.loop import (
+    Draws,
+    batches,
+    check_options,
+    join,
+    one_line,
+    resume,
+    running_average,
+    save_state,
+    step_decay,
+    warm_cosine,
+)
 
 FREE = ("out", "workers", "threads", "device", "save_every", "compile", "score")  # on resuming
 LEAST = dict.fromkeys(("steps", "batch", "accumulate", "save_every", "threads"), 1)
@@ -141,9 +152,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     Raises:
         InputError: An option, the dataset, the labels or a state cannot be used.
     """
-    for name, least in LEAST.items():
-        if (value := getattr(arguments, name)) is not None and not value >= least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    check_options(arguments, LEAST, {"ema": 1})
     device, rank, n_ranks = join(arguments.device, arguments.threads)
     if arguments.batch % n_ranks:
         raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")

@@ -31,7 +31,17 @@ from dense_depth.completion.predict import (
 from dense_depth.metrics import OUTLIER_M
 from training.completion_data import CompletionData, Data, HideConfig, Sample, ViewConfig
 from training.completion_loss import LossConfig, completion_loss
-from training.loop import Draws, batches, join, one_line, resume, running_average, save_state, warm_cosine
+from training.loop import (
+    Draws,
+    batches,
+    check_options,
+    join,
+    one_line,
+    resume,
+    running_average,
+    save_state,
+    warm_cosine,
+)
 
 CALIBRATION_BINS = 24
 FREE = ("out", "workers", "threads", "device", "validate_every", "validate_frames", "validate", "init")  # on resuming
@@ -118,11 +128,7 @@ def train(arguments: Arguments) -> None:
     Raises:
         InputError: An option, a dataset, a version or a checkpoint cannot be used.
     """
-    for name, least in LEAST.items():
-        if (value := getattr(arguments, name)) is not None and not value >= least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-    if not arguments.ema < 1:
-        raise InputError(f"--ema {arguments.ema}: must be below 1")
+    check_options(arguments, LEAST, {"ema": 1})
     device, rank, n_ranks = join(arguments.device, arguments.threads)
     if arguments.batch % n_ranks:
         raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")
