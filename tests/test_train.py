@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import training.compare
+import training.evaluate
 import training.train
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
@@ -142,6 +143,30 @@ def test_scores_come_from_the_whole_way(arguments, tmp_path, monkeypatch):
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert len(results) == 3 and sum(scores["class_boxes"].values()) > 0
     assert kept["cameras"][0].K.shape == (1, 2, 3, 3)
+
+
+def test_a_checkpoint_is_scored_again(arguments, tmp_path, monkeypatch, capsys):
+    """By the command, with a process that reads data: the same scores."""
+    torch.manual_seed(0)
+    detector, data = Detector(SIZES["tiny"]), arguments.data
+    save_detector(tmp_path / "detector.safetensors", detector, {})
+    expected = score(detector, data, torch.device("cpu"), tmp_path / "results.json")
+    given = {"dataset": data.dataset, "dataroot": data.dataroot, "version": data.version, "store": data.store}
+    given |= {"val": "synth-0000", "checkpoint": tmp_path / "detector.safetensors", "results": tmp_path / "again.json"}
+    given |= {"summary": tmp_path / "scores.json", "workers": 1, "threads": 1}
+    options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *options, "--cameras", *data.cameras])
+    assert training.evaluate.main() == 0
+    assert f"mAP {expected['mean_ap']:.4f}" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    for reference, by_range in expected["depth"].items():
+        for name, figures in by_range.items():
+            assert scores["depth"][reference][name] == pytest.approx(figures, rel=1e-5)
+    assert scores["nds"] == pytest.approx(expected["nds"], abs=1e-6) and len(scores["checkpoint"]) == 64
+    sys.argv[sys.argv.index("--checkpoint") + 1] = str(tmp_path / "none.safetensors")
+    assert training.evaluate.main() == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "none.safetensors: no such checkpoint" in error
 
 
 def test_depth_scores_are_hand_worked():

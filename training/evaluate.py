@@ -26,7 +26,7 @@ from training.augmentation import warp_label
 from training.data import MEAN, STD, Batch, DataConfig, DetectionData, collate
 from training.detection import evaluate_detection, results_of
 from training.detector import Detector, Output, load_detector
-from training.loop import join
+from training.loop import batches, check_options, join, one_line
 from training.model import STRIDE
 
 # The first is what detectors can see: their bins end at 58 m, and truth goes on to the horizon.
@@ -43,6 +43,7 @@ class Arguments:
         data: What to score on; its --val. With --store, depth is compared with the single sweeps (kind lidar) there.
         results: Write the nuScenes results file here.
         summary: Write the scores as JSON to this file.
+        workers: Processes that read data.
         threads: Threads of torch; its own choice if not given.
         device: Where to compute; a GPU if there is one, else the CPU.
     """
@@ -51,6 +52,7 @@ class Arguments:
     data: Annotated[DataConfig, tyro.conf.arg(name="")]
     results: Path
     summary: Path | None = None
+    workers: int = 4
     threads: int | None = None
     device: Literal["cpu", "cuda"] | None = None
 
@@ -59,14 +61,17 @@ def main() -> int:
     """Entry point; returns the exit status."""
     try:
         arguments = tyro.cli(Arguments)
+        check_options(arguments, {"workers": 0, "threads": 1}, {})
         device = join(arguments.device, arguments.threads).device
         detector, sha256 = load_detector(arguments.checkpoint)
-        scores = {"checkpoint": sha256, **score(detector.to(device), arguments.data, device, arguments.results)}
+        detector.to(device)
+        scores = score(detector, arguments.data, device, arguments.results, arguments.workers)
+        scores = {"checkpoint": sha256, **scores}
         print_scores(scores)
         if arguments.summary:
             arguments.summary.write_text(json.dumps(scores, indent=1) + "\n")
     except InputError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
+        print(f"evaluate: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"evaluate: {error}", file=sys.stderr)
@@ -74,7 +79,9 @@ def main() -> int:
     return 0
 
 
-def score(detector: Detector, data: DataConfig, device: torch.device, results_file: Path) -> dict[str, Any]:
+def score(
+    detector: Detector, data: DataConfig, device: torch.device, results_file: Path, workers: int = 0
+) -> dict[str, Any]:
     """Detects on the keyframes of ``data.val`` and scores boxes and depth.
 
     Args:
@@ -82,6 +89,7 @@ def score(detector: Detector, data: DataConfig, device: torch.device, results_fi
         data: The dataset; its source of depth labels does not matter.
         device: Where the detector is.
         results_file: Where the nuScenes results go.
+        workers: Processes that read data.
 
     Returns:
         ``mean_ap``, ``nds``, ``errors``, ``class_ap``, ``class_boxes``, and under ``depth`` figures by reference
@@ -99,8 +107,8 @@ def score(detector: Detector, data: DataConfig, device: torch.device, results_fi
     detections, poses = {}, {}
     depth: dict[str, DepthScores] = {}
     detector.eval()
-    for i in range(len(frames)):
-        batch = collate([frames[i, 0]]).to(device)
+    for i, batch in enumerate(batches(frames, [(i, 0) for i in range(len(frames))], 1, workers, collate)):
+        batch = batch.to(device)
         with torch.inference_mode():
             output = detector(batch.images, batch.cameras)
             token = batch.sample_tokens[0]

@@ -2,7 +2,7 @@
 
 import operator
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +121,11 @@ class Draws(Sampler[tuple[int, int]]):
 
 
 def batches(
-    data: Dataset[Any], draws: Draws, size: int, workers: int, collate: Callable[[list[Any]], Any] | None = None
+    data: Dataset[Any],
+    draws: Iterable[tuple[int, int]],
+    size: int,
+    workers: int,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> Iterator[Any]:
     """Batches in the order of the draws, whatever the number of workers."""
     loader: DataLoader[Any] = DataLoader(

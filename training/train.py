@@ -243,7 +243,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     save_detector(arguments.out / "detector.safetensors", best, {"steps": arguments.steps, "config": config})
     if not arguments.score:
         return {}
-    scores = score(best, data, device, arguments.out / "results.json")
+    scores = score(best, data, device, arguments.out / "results.json", arguments.workers)
     (arguments.out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     print_scores(scores)
     return scores
