@@ -8,9 +8,10 @@ A difference counts only if its 95 % interval excludes zero.
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,21 +127,28 @@ def train_all(runs: dict[Run, TrainArguments], jobs: int) -> dict[Run, dict[str,
     numbers = context.Queue()
     for i in range(jobs):
         numbers.put(i)
-    with ProcessPoolExecutor(jobs, context, _take_gpu, (numbers,)) as pool:
-        futures = {pool.submit(train_logged, options): run for run, options in todo.items()}
+    with ProcessPoolExecutor(jobs, context, _prepare, (numbers,)) as pool:
+        running: dict[Future[dict[str, Any]], Run] = {}
         try:
-            for future in as_completed(futures):
-                run = futures[future]
-                scores[run] = future.result()
-                print(f"{len(scores)} of {len(runs)}: {run[0]}, seed {run[1]}, " + _brief(scores[run]), flush=True)
+            while todo or running:
+                while todo and len(running) < jobs:  # none waits in the pool, where it could not be called off
+                    run = next(iter(todo))
+                    running[pool.submit(train_logged, todo.pop(run))] = run
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run = running.pop(future)
+                    scores[run] = future.result()
+                    print(f"{len(scores)} of {len(runs)}: {run[0]}, seed {run[1]}: {_brief(scores[run])}", flush=True)
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            for process in multiprocessing.active_children():  # they would train on for hours, and have saved
+                process.terminate()
             raise
     return scores
 
 
-def _take_gpu(numbers: "multiprocessing.Queue[int]") -> None:
-    """For a training process: its GPU, of those there are, in the way that ``loop.join`` is told of it."""
+def _prepare(numbers: "multiprocessing.Queue[int]") -> None:
+    """A training process takes its GPU, of those there are, in the way that ``loop.join`` is told of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, by
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which also ends its own processes that read data
     os.environ["LOCAL_RANK"] = str(numbers.get() % max(torch.cuda.device_count(), 1))
 
 
