@@ -266,6 +266,8 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         for i, own in enumerate(figures.values()):
             axis.plot([i] * len(own[name]), own[name], "k.", markersize=4)
         axis.set_title(name)
+        if max(means) > 5 * min(means) > 0:  # without depth labels errors are tens of times larger
+            axis.set_yscale("log")
         axis.tick_params(axis="x", rotation=30)
     figure.suptitle(f"{'demo: ' if summary['demo'] else ''}{summary['steps']} steps, {summary['seeds']} seeds")
     figure.tight_layout()
