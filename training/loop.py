@@ -134,7 +134,7 @@ def batches(
         sampler=draws,
         num_workers=workers,
         collate_fn=collate,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context="forkserver" if workers else None,  # by spawn they can abort as they end
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
