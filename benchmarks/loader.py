@@ -10,13 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
-import torch
 import tyro
 
 from training.data import DataConfig, DepthSource, DetectionData, collate
 from training.detector import SIZES
-from training.loop import Draws, batches
+from training.loop import Draws, batches, one_thread
 
 SOURCES: tuple[DepthSource, ...] = ("none", "lidar", "accumulated", "completed")
 BATCH = 8
@@ -35,8 +33,7 @@ def main(
     """
     if not dataroot.is_dir():
         sys.exit(f"{dataroot}: no such folder; make demo makes it, or name another by --dataroot and --store")
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    one_thread(0)
     config, workers = SIZES["r50-256x704"], os.cpu_count() or 1
     for source in SOURCES:
         data = DetectionData(

@@ -1,6 +1,5 @@
 """Training samples for depth completion: labels with a part hidden, which is what the network has to predict."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from catalog import Catalog, Version
 from dense_depth import InputError
 from dense_depth.accumulation import Source
 from dense_depth.datasets.base import CameraFrame, DatasetName, open_dataset
-from dense_depth.datasets.synthetic.truth import read_truth
+from dense_depth.datasets.synthetic.truth import open_truth
 from dense_depth.geometry import SE3, invert
 from dense_depth.images import read_image
 from dense_depth.metrics import footprints
@@ -213,7 +212,7 @@ def _list(data: Data) -> list[_Item]:
             if "accumulated" not in has:
                 continue
             if data.truth:
-                _truth(data.dataroot, scene.token, frame.camera)  # now, not after hours
+                open_truth(data.dataroot, scene.token, frame.camera)  # now, not after hours
             items.append(
                 _Item(
                     version,
@@ -232,9 +231,6 @@ def _list(data: Data) -> list[_Item]:
     return items
 
 
-_truth = functools.lru_cache(4096)(read_truth)  # opening takes as long as reading a frame
-
-
 def read_maps(item: _Item) -> Maps:
     """Reads a frame at the size of its label."""
     frame = item.frame
@@ -245,7 +241,7 @@ def read_maps(item: _Item) -> Maps:
         raise InputError(f"{frame.sample_token} {frame.camera}: its lidar label has another size than the accumulated")
     truth_m = None
     if item.truth_root:
-        truth = _truth(item.truth_root, item.scene_token, frame.camera)
+        truth = open_truth(item.truth_root, item.scene_token, frame.camera)
         native_m = truth.depth_m[truth.sample_tokens.index(frame.sample_token)]
         rows, columns = footprints(height, native_m.shape[0])[:, 2], footprints(width, native_m.shape[1])[:, 2]
         truth_m = native_m[np.ix_(rows, columns)]

@@ -3,7 +3,6 @@
 python training/evaluate.py --checkpoint runs/a/detector.safetensors --dataset nuscenes --dataroot D --version V
 """
 
-import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dense_depth import InputError
-from dense_depth.datasets.synthetic.truth import read_truth, truth_path
+from dense_depth.datasets.synthetic.truth import open_truth, truth_path
 from dense_depth.metrics import RANGE_ENDS_M
 from dense_depth.pictures import colours
 from training.augmentation import warp_label
@@ -133,16 +132,13 @@ def _has_lidar(data: DataConfig) -> bool:
     return any(row["kind"] == "lidar" for row in Catalog(data.store).version(data.ref).rows())
 
 
-_open_truth = functools.lru_cache(64)(read_truth)  # opening takes as long as reading a frame
-
-
 def _truth(frames: DetectionData, index: int, data: DataConfig) -> Float[Tensor, "n h w"] | None:
     """Exact depth in the pixels of the input; None where the dataset has none."""
     maps = []
     for frame, scene_token, input_T_recorded in frames.views(index):
         if not truth_path(data.dataroot, scene_token, frame.camera).is_dir():
             return None
-        truth = _open_truth(data.dataroot, scene_token, frame.camera)
+        truth = open_truth(data.dataroot, scene_token, frame.camera)
         native_m = np.asarray(truth.depth_m[truth.sample_tokens.index(frame.sample_token)])
         size = data.augmentation.height, data.augmentation.width
         maps.append(warp_label(native_m, np.empty((0, *native_m.shape), np.uint8), input_T_recorded, *size)[0])
