@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 	    { echo "setup: $$module does not import: $$(tail -n 1 <<<"$$error")"; exit 1; }; done
 	@touch $@
 
-demo/data/.done: $(wildcard dense_depth/datasets/synthetic*.py dense_depth/datasets/synthetic/*.py) | $(READY)
+demo/data/.done: $(wildcard dense_depth/synthetic/*.py) | $(READY)
 	$(BIN)/python -m dense_depth synth --out demo/data
 	@touch $@
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import open_dataset
-from dense_depth.datasets.synthetic import SynthConfig, generate
 from dense_depth.geometry import invert
-from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import dequantise
+from dense_depth.label import dequantise, label_camera
+from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.synthetic import SynthConfig, generate
 
 N_SWEEPS = 21
 KEYFRAMES = 10

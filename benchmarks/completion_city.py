@@ -18,16 +18,17 @@ import numpy as np
 import tyro
 from _recorded import pictures
 
-from dense_depth.accumulation import AccumulationConfig, SceneCloud, Source
+from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.completion.predict import Completion, open_completer
 from dense_depth.datasets import open_dataset
-from dense_depth.datasets.base import CameraFrame
-from dense_depth.datasets.synthetic import SynthConfig, generate, read_truth
+from dense_depth.datasets.scene import CameraFrame
+from dense_depth.datasets.truth import read_truth
 from dense_depth.images import read_image
-from dense_depth.metrics import FrameTruth, footprints
-from dense_depth.pictures import colours
-from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import Label, dequantise
+from dense_depth.label import Label, Source, dequantise, label_camera
+from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.quality.errors import FrameTruth, footprints
+from dense_depth.quality.pictures import colours
+from dense_depth.synthetic import SynthConfig, generate
 
 SCALE, ROWS = 0.44, 256
 N_PICTURES, BINS = 10, 10
@@ -93,7 +94,8 @@ def read_frame(cloud: SceneCloud, frame: CameraFrame) -> tuple[np.ndarray, Label
     render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source, age)
     K[1, 2] -= height - ROWS
     cut = (x[-ROWS:] for x in (dequantise(depth), source))
-    label = Label(*cut, None, K, frame.sample_token, frame.camera, frame.timestamp_us, age[-ROWS:])
+    of_frame = {"sample_token": frame.sample_token, "camera": frame.camera, "timestamp_us": frame.timestamp_us}
+    label = Label.from_maps(*cut, age[-ROWS:], K=K, **of_frame)
     return read_image(frame, height, width)[-ROWS:], label
 
 

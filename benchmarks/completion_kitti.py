@@ -13,11 +13,10 @@ import tyro
 from _recorded import kitti_raw, pictures
 
 from dense_depth import InputError
-from dense_depth.accumulation import Source
 from dense_depth.completion.classical import IpBasicConfig, distance_confidence, ip_basic
 from dense_depth.completion.predict import Completion, open_completer
 from dense_depth.datasets.kitti_files import read_calib
-from dense_depth.storage import Label, dequantise
+from dense_depth.label import Label, Source, dequantise
 
 DATE, DRIVE = "2011_09_26", "2011_09_26_drive_0001_sync"
 BASELINE = "ip-basic fast, gaussian"
@@ -85,10 +84,9 @@ def read_frame(root: Path, path: Path) -> tuple[Label, np.ndarray, np.ndarray]:
     truth = cv2.imread(str(path.parents[2] / "groundtruth" / camera / path.name), cv2.IMREAD_UNCHANGED)
     depth_m = dequantise(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
     P = read_calib(root / "raw" / DATE / "calib_cam_to_cam.txt", f"P_rect_{camera[-2:]}", (3, 4))
-    label = Label(
+    label = Label.from_maps(
         depth_m=depth_m,
         source=np.where(depth_m > 0, Source.KEY_SWEEP, Source.NONE).astype(np.uint8),
-        confidence=None,
         K=P[:, :3],
         sample_token=path.stem,
         camera=camera,

@@ -9,8 +9,8 @@ from pathlib import Path
 from visibility import Candidate, measure
 
 from dense_depth.accumulation import AccumulationConfig
-from dense_depth.datasets.synthetic import Faults, SynthConfig, generate
 from dense_depth.projection import VisibilityConfig
+from dense_depth.synthetic import Faults, SynthConfig, generate
 
 FAULTS = {
     "none": Faults(),

@@ -9,9 +9,9 @@ from _recorded import DRIVE, kitti_raw
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import open_dataset
-from dense_depth.metrics import DepthErrors
-from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import dequantise
+from dense_depth.label import dequantise, label_camera
+from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.quality.errors import DepthErrors
 
 EVERY = 3  # frames; all 40 take three times as long and say the same
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import tyro
 
-from training.data import DataConfig, DepthSource, DetectionData, collate
-from training.detector import SIZES
+from training.detection.data import DataConfig, DepthSource, DetectionData, collate
 from training.loop import Draws, batches, one_thread
+from training.models.detector import SIZES
 
 SOURCES: tuple[DepthSource, ...] = ("none", "lidar", "accumulated", "completed")
 BATCH = 8

@@ -11,11 +11,12 @@ import numpy as np
 from _recorded import DRIVE, kitti_raw, pictures
 from scipy.spatial import cKDTree
 
-from dense_depth.accumulation import AccumulationConfig, SceneCloud, cut_sweep, read_sweep
+from dense_depth.accumulation import AccumulationConfig, SceneCloud, cut_sweep
 from dense_depth.datasets import open_dataset
 from dense_depth.geometry import invert, project, transform
-from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import dequantise
+from dense_depth.label import dequantise, label_camera
+from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.sweeps import read_sweep
 
 PICTURED_FRAME = 15
 

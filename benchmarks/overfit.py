@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tyro
 
-from dense_depth.datasets.synthetic import SynthConfig, generate
+from dense_depth.synthetic import SynthConfig, generate
 from pipelines import accumulate
 from pipelines.runner import run
-from training.data import DataConfig
+from training.detection.data import DataConfig
 from training.train import Arguments, train
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from catalog import Catalog
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets import Scene, open_dataset
-from dense_depth.datasets.synthetic import SynthConfig, generate
 from dense_depth.projection import VisibilityConfig
+from dense_depth.synthetic import SynthConfig, generate
 from pipelines.accumulate import Recipe, make_labels
 from pipelines.runner import Job, PlannedShard, run
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dense_depth.datasets.synthetic import CAMERAS, SynthConfig, generate
-from dense_depth.datasets.synthetic.mesh import merge
-from dense_depth.datasets.synthetic.raster import Canvas
-from dense_depth.datasets.synthetic.sensors import camera
-from dense_depth.datasets.synthetic.world import build_world
 from dense_depth.geometry import invert
+from dense_depth.synthetic import CAMERAS, SynthConfig, generate
+from dense_depth.synthetic.mesh import merge
+from dense_depth.synthetic.raster import Canvas
+from dense_depth.synthetic.sensors import camera
+from dense_depth.synthetic.world import build_world
 
 KEYFRAMES = 20
 

@@ -26,14 +26,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dense_depth.accumulation import AccumulationConfig, SceneCloud, read_sweep
+from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import open_dataset
-from dense_depth.datasets.base import CameraFrame, Scene, boxes_at
-from dense_depth.datasets.synthetic import SynthConfig, generate, read_truth
+from dense_depth.datasets.scene import CameraFrame, Scene, boxes_at
+from dense_depth.datasets.truth import read_truth
 from dense_depth.geometry import invert, transform, unproject
-from dense_depth.metrics import FrameTruth, LabelErrors, Verdict, judge, reference_depth
-from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import dequantise
+from dense_depth.label import dequantise, label_camera
+from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.quality.errors import FrameTruth, LabelErrors, Verdict, judge, reference_depth
+from dense_depth.sweeps import read_sweep
+from dense_depth.synthetic import SynthConfig, generate
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK_RIGHT", "CAM_BACK")
 MARGIN_M, MARGIN_RATIO = 0.3, 0.05

@@ -4,6 +4,7 @@ from catalog import Catalog
 label = Catalog("store").version("main").read(sample_token, "CAM_FRONT")
 """
 
-from catalog.log import Catalog, CommitConflict, Diff, Version
+from catalog.catalog import Catalog, CommitConflict, Diff
+from catalog.version import Version
 
 __all__ = ["Catalog", "CommitConflict", "Diff", "Version"]

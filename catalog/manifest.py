@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dense_depth import InputError
-from dense_depth.projection import DEPTH_STEPS_PER_M
-from dense_depth.storage import NAME, SHARD_PATH, FileEntry, ShardContent, ShardFiles, shard_sha256
+from dense_depth.label import DEPTH_STEPS_PER_M
+from dense_depth.shards import NAME, SHARD_PATH, FileEntry, ShardContent, ShardFiles, shard_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dense_depth import InputError
-from dense_depth.datasets.synthetic import SynthConfig
+from dense_depth.synthetic import SynthConfig
 
 app = tyro.extras.SubcommandApp()
 
@@ -23,7 +23,7 @@ def synth(out: Path, config: Annotated[SynthConfig, tyro.conf.OmitArgPrefixes] =
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from dense_depth.datasets.synthetic import generate
+    from dense_depth.synthetic import generate
 
     total, started = config.scenes * config.keyframes, time.monotonic()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -19,24 +19,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dense_depth import InputError
-from dense_depth.datasets.base import Box, CameraFrame, Scene, Sweep, Track, boxes_at
+from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track, boxes_at
 from dense_depth.geometry import SE3, invert, transform
+from dense_depth.label import AGE_BITS, Source, age_of
+from dense_depth.sweeps import read_sweep, survey
 
 N_SECTORS = 32  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
 FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
-AGE_BITS = 5  # of the low byte of a z-buffer key; the three bits above hold the source code
-AGE_STEP_US = 100_000
-MAX_AGE = (1 << AGE_BITS) - 1
-
-
-class Source(enum.IntEnum):
-    """Where the depth of a pixel comes from; the smaller code wins between equal depths."""
-
-    NONE = 0
-    KEY_SWEEP = 1
-    STATIC = 2  # another sweep, static world
-    MOVING = 3  # another sweep, moving object
-    COMPLETED = 4
 
 
 class Reason(enum.IntEnum):
@@ -121,50 +110,6 @@ class Cut:
     start: Int[np.ndarray, " borders"]
     bounds: Float[np.ndarray, "sectors 4"]
     box_corners: Float[np.ndarray, "boxes 8 3"]
-
-
-def count_points(sweep: Sweep) -> int:
-    """How many points a sweep file holds, by its size alone.
-
-    Raises:
-        InputError: The file is missing, empty, or does not hold whole points.
-    """
-    try:
-        size = sweep.path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{sweep.path}: sweep file is missing; restore it from the dataset") from error
-    point_bytes = 4 * sweep.n_features
-    if size == 0 or size % point_bytes:
-        raise InputError(
-            f"{sweep.path}: sweep file is truncated: {size} bytes are not one or more whole points of "
-            f"{point_bytes} bytes; restore it from the dataset"
-        )
-    return size // point_bytes
-
-
-def survey(sweeps: Sequence[Sweep], config: AccumulationConfig) -> tuple[list[int], dict[str, str]]:
-    """Points of each sweep by file size, 0 for a bad one, and the errors of the bad ones by token.
-
-    Raises:
-        InputError: A sweep is bad and the config does not say to drop it.
-    """
-    n_points: list[int] = []
-    dropped: dict[str, str] = {}
-    for sweep in sweeps:
-        try:
-            n_points.append(count_points(sweep))
-        except InputError as error:
-            if config.bad_sweeps == "fail":
-                raise
-            n_points.append(0)
-            dropped[sweep.token] = str(error)
-    return n_points, dropped
-
-
-def read_sweep(sweep: Sweep) -> Float[np.ndarray, "n features"]:
-    """Reads the points of a sweep in its sensor frame; raises InputError as ``count_points`` does."""
-    count_points(sweep)
-    return np.fromfile(sweep.path, np.float32).reshape(-1, sweep.n_features)
 
 
 def cut_sweep(
@@ -369,11 +314,6 @@ class Selection:
         return self.source << np.uint8(AGE_BITS) | self.age
 
 
-def age_of(between_us: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
-    """Times between sweep and camera, either way, in steps of 0.1 s, half up; 31 stands for 3.1 s and more."""
-    return np.minimum((np.abs(between_us) + AGE_STEP_US // 2) // AGE_STEP_US, MAX_AGE).astype(np.uint8)
-
-
 class SceneCloud:
     """The points of a scene, read and cut once, ready to be brought to any time.
 
@@ -402,7 +342,7 @@ class SceneCloud:
 
         needed = self._used(frames)
         self._is_read = np.isin(np.arange(len(scene.sweeps)), needed)
-        n_points, self.dropped = survey([scene.sweeps[i] for i in needed], config)
+        n_points, self.dropped = survey([scene.sweeps[i] for i in needed], config.bad_sweeps == "drop")
         # One array of full length: a shorter view of it would not be contiguous, and SIMD needs that.
         self.xyz = np.empty((3, sum(n_points)), np.float32)
         cuts, known_tracks = [], []

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dense_depth import InputError
-from dense_depth.datasets.base import CameraFrame
+from dense_depth.datasets.scene import CameraFrame
 
 MAX_PIXELS = 2**26
 

@@ -10,14 +10,14 @@ from typing import Literal
 
 import numba
 import numpy as np
-from jaxtyping import Float, Float32, UInt8, UInt16, UInt32
+from jaxtyping import Float, UInt8, UInt16, UInt32
 
 from dense_depth import InputError
-from dense_depth.accumulation import AGE_BITS, MAX_AGE, SceneCloud, Selection
-from dense_depth.datasets.base import CameraFrame
-from dense_depth.geometry import invert, resize_K
+from dense_depth.accumulation import SceneCloud, Selection
+from dense_depth.datasets.scene import CameraFrame
+from dense_depth.geometry import invert
+from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE
 
-DEPTH_STEPS_PER_M = 256
 EMPTY_KEY = np.uint32(0xFFFFFFFF)
 NEAR_M = 0.1  # nearer than any lens sees sharply; keeps the division by depth safe
 FAR_M = 255.0  # depth must fit 16 bits in steps of 1/256 m, below the fill value 65535
@@ -316,12 +316,6 @@ class LabelStats:
     n_unknown_pose: int
 
 
-def label_camera(frame: CameraFrame, scale: float) -> tuple[int, int, Float[np.ndarray, "3 3"]]:
-    """Height, width and K of the label of a frame at a fraction of the image's size."""
-    height, width = max(1, round(frame.height * scale)), max(1, round(frame.width * scale))
-    return height, width, resize_K(frame.K, width / frame.width, height / frame.height)
-
-
 def render_label(
     cloud: SceneCloud,
     frame: CameraFrame,
@@ -357,63 +351,3 @@ def render_label(
         array[: rows.start] = 0
         array[rows.stop :] = 0
     return LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)
-
-
-def shrink(
-    depth_m: Float32[np.ndarray, "rows columns"],
-    source: UInt8[np.ndarray, "rows columns"],
-    age: UInt8[np.ndarray, "rows columns"] | None,
-    height: int,
-    width: int,
-) -> tuple[
-    Float32[np.ndarray, "height width"], UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"] | None
-]:
-    """A label at a smaller size, z-buffered: a pixel takes the nearest of the labels that fall into it.
-
-    Pixels fall where ``geometry.resize_K`` puts their centres. Of equal depths the smaller source code wins, then the
-    smaller age.
-
-    Args:
-        depth_m: Metres, 0 = none.
-        source: ``Source`` codes, 0 where depth is 0.
-        age: As ``render_label`` writes it, or none.
-        height: Rows of the result.
-        width: Columns of the result.
-
-    Raises:
-        ValueError: The result would be larger than the label.
-    """
-    rows, columns = depth_m.shape
-    if not (0 < height <= rows and 0 < width <= columns):
-        raise ValueError(f"{height}x{width}: must be at least 1x1 and at most {rows}x{columns}")
-    code = source if age is None else source << np.uint8(AGE_BITS) | age
-    shrunk_m, shrunk_code = _shrink(depth_m, code, height, width)
-    if age is None:
-        return shrunk_m, shrunk_code, None
-    return shrunk_m, shrunk_code >> np.uint8(AGE_BITS), shrunk_code & np.uint8(MAX_AGE)
-
-
-@numba.njit(cache=True, nogil=True)
-def _shrink(depth_m, code, height, width):  # type: ignore[no-untyped-def]
-    rows, columns = depth_m.shape
-    # Pixels whose floor(scale * (u + 0.5)) is p, in whole numbers.
-    first_row = (2 * rows * np.arange(height + 1) + height - 1) // (2 * height)
-    first_column = (2 * columns * np.arange(width + 1) + width - 1) // (2 * width)
-    out_m, out_code = np.empty((height, width), np.float32), np.empty((height, width), np.uint8)
-    keys = np.empty(columns, np.uint64)
-    empty = np.uint64(0xFFFFFFFF) << np.uint64(8)
-    for row in range(height):
-        keys[:] = empty
-        for v in range(first_row[row], first_row[row + 1]):
-            # Positive floats sort as their bits do; zero, less one, wraps to the largest key.
-            bits, line_code = depth_m[v].view(np.uint32), code[v]
-            for u in range(columns):
-                key = np.uint64(bits[u] - np.uint32(1)) << np.uint64(8) | np.uint64(line_code[u])
-                keys[u] = key if key < keys[u] else keys[u]
-        for column in range(width):
-            key = keys[first_column[column]]
-            for u in range(first_column[column] + 1, first_column[column + 1]):
-                key = keys[u] if keys[u] < key else key
-            out_m.view(np.uint32)[row, column] = np.uint32(key >> np.uint64(8)) + np.uint32(1)
-            out_code[row, column] = np.uint8(key & np.uint64(255))
-    return out_m, out_code

@@ -148,6 +148,9 @@ class Bucket:
         self.url = url
         self._objects = _open_objects(url)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bucket, (self.url,)
+
     def get(self, path: str, start: int = 0, stop: int | None = None) -> bytes:  # noqa: D102
         if stop is None:
             return bytes(self._objects.get(path).bytes())[start:]

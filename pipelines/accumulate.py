@@ -17,10 +17,13 @@ import tyro
 
 from catalog import CommitConflict
 from dense_depth import InputError, __version__
-from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, Source, survey
-from dense_depth.datasets.base import CameraFrame, DatasetName, Scene, open_dataset
-from dense_depth.projection import LabelStats, VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import ShardContent
+from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
+from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets.scene import CameraFrame, Scene
+from dense_depth.label import Source, label_camera
+from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
+from dense_depth.shards import ShardContent
+from dense_depth.sweeps import survey
 from pipelines.runner import Job, Made, PlannedShard, print_report, run, write_summary
 
 BYTES_PER_LABELLED_PIXEL = 3.0  # of a sparse label on disk
@@ -151,7 +154,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     for scene in dataset.scenes(arguments.scenes):
         scene_names.append(scene.name)
         notes += scene.notes
-        n_points, dropped = survey(scene.sweeps, recipe.accumulation)
+        n_points, dropped = survey(scene.sweeps, recipe.accumulation.bad_sweeps == "drop")
         notes += [f"{scene.name}: dropped: {error}" for error in dropped.values()]
         scene_digest = _scene_digest(scene, recipe, n_points)
         for camera in scene.cameras:

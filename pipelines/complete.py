@@ -28,13 +28,12 @@ from jaxtyping import UInt8
 from catalog import Catalog, CommitConflict, Version
 from catalog.manifest import Row, json_sha256
 from dense_depth import InputError, __version__
-from dense_depth.accumulation import Source
-from dense_depth.datasets.base import CameraFrame, DatasetName, open_dataset
-from dense_depth.geometry import resize_K
+from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets.scene import CameraFrame
 from dense_depth.images import read_image
-from dense_depth.projection import label_camera, shrink
-from dense_depth.storage import CERTAIN, MAX_DEPTH_M, Label, ShardContent, dequantise, quantise
-from pipelines.measure import read_label
+from dense_depth.label import CERTAIN, MAX_DEPTH_M, Label, Source, dequantise, label_camera, quantise
+from dense_depth.shards import ShardContent
+from pipelines.console import say
 from pipelines.runner import (
     TRIES,
     Job,
@@ -47,7 +46,6 @@ from pipelines.runner import (
     publish,
     run,
     run_tasks,
-    say,
     start_ray,
     write_summary,
 )
@@ -355,13 +353,9 @@ class LabelMaker:
         """
         examples = []
         for frame in piece.frames:
-            label = read_label(self.version, self.recipe.input_kind, frame)
+            label = self.version.label_of(frame, self.recipe.input_kind)
             height, width = _output_size(frame, piece.row, self.recipe.scale)
-            if (height, width) != label.depth_m.shape:
-                depth_m, source, age = shrink(label.depth_m, label.source, label.age, height, width)
-                K = resize_K(frame.K, width / frame.width, height / frame.height)
-                label = dataclasses.replace(label, depth_m=depth_m, source=source, age=age, K=K)
-            examples.append((read_image(frame, height, width), label))
+            examples.append((read_image(frame, height, width), label.shrunk(height, width)))
         return examples
 
     def complete(self, examples: Sequence[tuple[UInt8[np.ndarray, "height width 3"], Label]]) -> list[Label]:
@@ -388,7 +382,6 @@ class LabelMaker:
     def assemble(self, shard_id: str, row: Row, labels: Sequence[Label]) -> Made:
         """A shard of completed labels, made from the shard of a manifest row."""
         confidences = [label.confidence for label in labels if label.confidence is not None]
-        ages = [label.age for label in labels if label.age is not None]
         source, confidence = np.stack([label.source for label in labels]), np.stack(confidences)
         content = ShardContent(
             kind=self.recipe.kind,
@@ -402,7 +395,7 @@ class LabelMaker:
             timestamps_us=tuple(label.timestamp_us for label in labels),
             K=np.stack([label.K for label in labels]),
             n_sweeps=(row["n_sweeps_min"],) * len(labels),
-            age=np.stack(ages) if ages else None,
+            age=np.stack([label.age for label in labels]),
         )
         return Made(shard_id, content, _quality(source, confidence), (row["path"],))
 
@@ -419,11 +412,15 @@ def fill(label: Label, completion: "Completion", min_confidence: float) -> Label
     usable = (depth_m > 0) & (depth_m < MAX_DEPTH_M) & (confidence >= math.ceil(255 * min_confidence))  # nan: false
     depth_m = dequantise(quantise(np.where(usable, depth_m, 0)))
     measured, completed = label.depth_m > 0, depth_m > 0
-    return dataclasses.replace(
-        label,
-        depth_m=np.where(measured, label.depth_m, depth_m),
-        source=np.where(measured, label.source, completed * np.uint8(Source.COMPLETED)),
-        confidence=np.where(measured, np.uint8(CERTAIN), completed * confidence),
+    return Label.from_maps(
+        np.where(measured, label.depth_m, depth_m),
+        np.where(measured, label.source, completed * np.uint8(Source.COMPLETED)),
+        label.age,
+        np.where(measured, np.uint8(CERTAIN), completed * confidence),
+        K=label.K,
+        sample_token=label.sample_token,
+        camera=label.camera,
+        timestamp_us=label.timestamp_us,
     )
 
 

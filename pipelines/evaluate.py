@@ -16,17 +16,18 @@ from typing import Any
 import tyro
 
 from catalog import Catalog, CommitConflict, Version
-from catalog.log import check_tag
+from catalog.catalog import check_tag
 from catalog.manifest import Row, key
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
-from dense_depth.datasets.base import DatasetName, open_dataset
-from dense_depth.metrics import DepthErrors, LabelErrors, known, summarise
+from dense_depth.datasets import DatasetName, open_dataset
 from dense_depth.projection import VisibilityConfig
+from dense_depth.quality.errors import DepthErrors, LabelErrors, known, summarise
 from pipelines import accumulate
+from pipelines.console import progress, say
 from pipelines.figures import print_summary
 from pipelines.measure import draw_calibration, draw_pictures, plan_held_out, plan_truth
-from pipelines.runner import Outcome, PlannedShard, attempt, outcomes, progress, say
+from pipelines.runner import Outcome, PlannedShard, attempt, outcomes
 
 MEANS = ("mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front")
 REFUSED = 3  # exit status

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dense_depth.metrics import N_BINS, OUTLIER_M, SPLITS
-from pipelines.runner import new_table, print_table
+from dense_depth.quality.errors import N_BINS, OUTLIER_M, SPLITS
+from pipelines.console import new_table, print_table
 
 COLUMNS = (  # header, figure, factor, digits after the point, width
     ("labels\n%", "share", 100, 1, 5),

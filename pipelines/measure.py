@@ -12,12 +12,12 @@ from catalog import Version
 from catalog.manifest import Row
 from dense_depth import InputError
 from dense_depth.accumulation import SceneCloud
-from dense_depth.datasets.base import CameraFrame, Dataset, Scene
-from dense_depth.datasets.synthetic.truth import read_truth
-from dense_depth.geometry import resize_K
-from dense_depth.metrics import DepthErrors, FrameTruth, LabelErrors
-from dense_depth.projection import VisibilityConfig, label_camera, new_keys, render_label
-from dense_depth.storage import Label, dequantise
+from dense_depth.datasets import Dataset
+from dense_depth.datasets.scene import Scene
+from dense_depth.datasets.truth import read_truth
+from dense_depth.label import dequantise, label_camera
+from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.quality.errors import DepthErrors, FrameTruth, LabelErrors
 from pipelines import accumulate
 from pipelines.runner import PlannedShard
 
@@ -143,7 +143,7 @@ def compare_with_truth(
         truth = read_truth(dataroot, scene.token, shard.camera)
         total, false_labels = LabelErrors(), {}
         for frame in scene.frames_of(shard.camera):
-            label, shown = read_label(version, kind, frame), FrameTruth.read(truth, frame.sample_token)
+            label, shown = version.label_of(frame, kind), FrameTruth.read(truth, frame.sample_token)
             if shown.depth_m.shape != (frame.height, frame.width):
                 size = "x".join(map(str, shown.depth_m.shape[::-1]))
                 raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, but its truth has {size}")
@@ -154,26 +154,13 @@ def compare_with_truth(
         yield {"shard_id": shard.shard_id, "errors": total, "false_labels": false_labels}
 
 
-def read_label(version: Version, kind: str, frame: CameraFrame) -> Label:
-    """A label, after checking that it is of this camera frame."""
-    label = version.read(frame.sample_token, frame.camera, kind)
-    height, width = label.depth_m.shape
-    K = resize_K(frame.K, width / frame.width, height / frame.height)
-    if not np.allclose(label.K, K, rtol=0, atol=1e-3):
-        raise InputError(
-            f"sample {frame.sample_token}, {frame.camera}: the label of {width}x{height} pixels is not the image of "
-            f"{frame.width}x{frame.height} pixels of this dataset, resized: their intrinsics differ"
-        )
-    return label
-
-
 def picture_of(
     version: Version, kind: str, dataroot: Path, crop_height: int | None, scene: Scene, camera: str, sample_token: str
 ) -> np.ndarray:
     """A label beside its image and its truth, BGR; see ``pictures.panels``."""
     import cv2
 
-    from dense_depth.pictures import panels
+    from dense_depth.quality.pictures import panels
 
     frame = next(frame for frame in scene.frames_of(camera) if frame.sample_token == sample_token)
     image = cv2.imread(str(frame.path)) if frame.path.is_file() else None
@@ -181,7 +168,7 @@ def picture_of(
         raise InputError(f"{frame.path}: no image of {frame.width}x{frame.height} pixels")
     shown = FrameTruth.read(read_truth(dataroot, scene.token, camera), sample_token)
     title = f"{scene.name} {camera} {sample_token[:12]}"
-    label = read_label(version, kind, frame)
+    label = version.label_of(frame, kind)
     return panels(image, label.depth_m, shown.depth_m, title, crop_height, label.source, label.confidence)
 
 
@@ -219,7 +206,7 @@ def draw_calibration(figures: dict[str, Any], folder: Path) -> str:
     """Draws what ``LabelErrors.calibration`` says into a folder; returns the name of the file."""
     import cv2
 
-    from dense_depth.pictures import calibration
+    from dense_depth.quality.pictures import calibration
 
     path = folder / "calibration.png"
     if not cv2.imwrite(str(path), calibration(figures)):

@@ -1,19 +1,34 @@
-"""Data shared by the tests: a small generated dataset, and recorded data where it is at hand."""
+"""What tests share: a small generated dataset, recorded data where it is at hand, and hand-made scenes and labels.
 
+Tests import the plain functions by ``from conftest import make_scene``.
+"""
+
+import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
+
+from dense_depth.accumulation import AccumulationConfig
+from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.geometry import invert, se3, transform
+from dense_depth.shards import ShardContent
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
 
 DATA = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
+SHAPE = (4, 24, 32)  # of hand-made labels
+CONFIG = AccumulationConfig(ego_crop_m=(0.0, 0.0), min_range_m=0.0)
+K = np.array([[100.0, 0, 49.5], [0, 100.0, 24.5], [0, 0, 1]])
+
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory) -> Path:
     """A generated nuScenes-format dataset: two scenes of three keyframes, six 400x225 cameras, no LiDAR noise."""
-    from dense_depth.datasets.synthetic import SynthConfig, generate
+    from dense_depth.synthetic import SynthConfig, generate
 
     root = tmp_path_factory.mktemp("generated") / "data"
     generate(root, SynthConfig(scenes=2, keyframes=3, image_width=400, image_height=225, lidar_noise_m=0.0))
@@ -26,3 +41,75 @@ def recorded() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no recorded data in {DATA}; set DENSE_DEPTH_DATA")
     return DATA
+
+
+def yaw_pose(yaw: float, x: float, y: float, z: float = 0.0) -> np.ndarray:
+    return se3(Rotation.from_euler("z", yaw).as_matrix(), np.array([x, y, z]))
+
+
+def moving_track(times_us, token="car", speed=10.0, yaw_rate=0.4) -> Track:
+    boxes = [
+        Box(t, yaw_pose(yaw_rate * t / 1e6, 5 + speed * t / 1e6, 8.0, 0.8), np.array([4.0, 2.0, 1.6])) for t in times_us
+    ]
+    return Track(token, "car", tuple(boxes))
+
+
+def make_scene(tmp_path, n_sweeps=5, tracks=(), ego_speed=6.0, seed=0):
+    """Static points and, per track, points fixed in its box, seen by a LiDAR that drives and turns."""
+    rng = np.random.default_rng(seed)
+    static_world = rng.uniform([-30, -30, -2], [30, 30, 3], (500, 3))
+    static_world = static_world[~((np.abs(static_world[:, 1] - 8) < 3) & (static_world[:, 0] > 0))]
+    in_box = rng.uniform(-0.45, 0.45, (60, 3)) * [4.0, 2.0, 1.6]
+    sweeps = []
+    for i in range(n_sweeps):
+        t = 1_000_000 + 100_000 * i
+        world_SE3_sensor = yaw_pose(0.05 * i, ego_speed * t / 1e6, 0.3 * i, 1.8)
+        world = [static_world] + [transform(track.box_at(t, 1.0).world_SE3_box, in_box) for track in tracks]
+        points = transform(invert(world_SE3_sensor), np.concatenate(world))
+        path = tmp_path / f"{i}.bin"
+        np.column_stack([points, np.zeros((len(points), 2))]).astype(np.float32).tofile(path)
+        sweeps.append(Sweep(f"s{i}", path, 5, t, world_SE3_sensor, (2.0, 1.0)))
+    camera_time = 1_230_000
+    world_SE3_cam = yaw_pose(0.1, 7.4, 0.7) @ se3(
+        np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]), np.array([0.5, 0, 1.5])
+    )
+    frame = CameraFrame("k", "CAM", tmp_path / "k.jpg", camera_time, 100, 50, K, world_SE3_cam, "s2")
+    scene = Scene("test", "scene", "scene", tuple(sweeps), (frame,), tuple(tracks))
+    return scene, frame, static_world, in_box
+
+
+def content(
+    seed: int = 0, fraction: float = 0.2, confidence: bool = True, age: bool = False, **changes
+) -> ShardContent:
+    """Random labels: every pixel is as likely as any other, so a mixed-up frame differs."""
+    rng = np.random.default_rng(seed)
+    valid = rng.random(SHAPE) < fraction
+    made = ShardContent(
+        kind="accumulated",
+        dataset="synthetic",
+        scene_token=f"scene{seed}",
+        camera="CAM_FRONT",
+        depth=np.where(valid, rng.integers(1, 65534, SHAPE), 0).astype(np.uint16),
+        source=np.where(valid, rng.integers(1, 5, SHAPE), 0).astype(np.uint8),
+        confidence=np.where(valid, rng.integers(1, 256, SHAPE), 0).astype(np.uint8) if confidence else None,
+        sample_tokens=tuple(f"sample{seed}-{t}" for t in range(SHAPE[0])),
+        timestamps_us=tuple(1_533_151_603_512_404 + 500_000 * t for t in range(SHAPE[0])),
+        K=np.array([[1266.417203046554, 0, 816.2670197447984], [0, 1266.4, 491.5], [0, 0, 1]]) + np.zeros((4, 1, 1)),
+        n_sweeps=(9, 8, 7, 6),
+        attributes={"note": "test"},
+        age=np.where(valid, rng.integers(0, 32, SHAPE), 0).astype(np.uint8) if age else None,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def assert_label(label, expected: ShardContent, t: int) -> None:
+    np.testing.assert_array_equal(label.depth_m, expected.depth[t].astype(np.float64) / 256)
+    np.testing.assert_array_equal(label.source, expected.source[t])
+    if expected.confidence is None:
+        assert label.confidence is None
+    else:
+        np.testing.assert_array_equal(label.confidence, expected.confidence[t])
+    np.testing.assert_array_equal(label.age, 0 if expected.age is None else expected.age[t])
+    np.testing.assert_array_equal(label.K, expected.K[t])
+    assert (label.sample_token, label.camera) == (expected.sample_tokens[t], expected.camera)
+    assert label.timestamp_us == expected.timestamps_us[t]

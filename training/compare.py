@@ -26,11 +26,11 @@ from scipy import stats
 
 from catalog import Catalog
 from dense_depth import InputError
-from training.data import DepthSource, DetectionData
-from training.depth_targets import depth_targets
+from training.depth.targets import depth_targets
+from training.detection.data import DepthSource, DetectionData
 from training.evaluate import RANGES
 from training.loop import check_same, one_line
-from training.model import STRIDE
+from training.models.bevdepth import STRIDE
 from training.train import FREE, detector_config, recorded, train
 from training.train import Arguments as TrainArguments
 

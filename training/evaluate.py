@@ -18,15 +18,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dense_depth import InputError
-from dense_depth.datasets.synthetic.truth import open_truth, truth_path
-from dense_depth.metrics import RANGE_ENDS_M
-from dense_depth.pictures import colours
-from training.augmentation import warp_label
-from training.data import MEAN, STD, Batch, DataConfig, DetectionData, collate
-from training.detection import evaluate_detection, results_of
-from training.detector import Detector, Output, load_detector
+from dense_depth.datasets.truth import open_truth, truth_path
+from dense_depth.quality.errors import RANGE_ENDS_M
+from dense_depth.quality.pictures import colours
+from training.detection.augmentation import warp_label
+from training.detection.boxes import evaluate_detection, results_of
+from training.detection.data import MEAN, STD, Batch, DataConfig, DetectionData, collate
 from training.loop import batches, check_options, join, one_line
-from training.model import STRIDE
+from training.models.bevdepth import STRIDE
+from training.models.detector import Detector, Output, load_detector
 
 # The first is what detectors can see: their bins end at 58 m, and truth goes on to the horizon.
 RANGES = (f"0-{RANGE_ENDS_M[-1]} m", *(f"{a}-{b} m" for a, b in zip((0, *RANGE_ENDS_M), RANGE_ENDS_M)))

@@ -21,8 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from dense_depth import InputError
-from training.data import Batch, DataConfig, DetectionData, collate, open_version
-from training.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
+from training.detection.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.evaluate import draw_output, print_scores, score
 from training.loop import (
     Draws,
@@ -36,6 +35,7 @@ from training.loop import (
     step_decay,
     warm_cosine,
 )
+from training.models.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
 
 FREE = ("out", "workers", "threads", "device", "save_every", "compile", "score")  # on resuming
 LEAST = dict.fromkeys(("steps", "batch", "accumulate", "save_every", "threads"), 1)

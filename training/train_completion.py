@@ -28,9 +28,9 @@ from dense_depth.completion.predict import (
     load_checkpoint,
     save_checkpoint,
 )
-from dense_depth.metrics import OUTLIER_M
-from training.completion_data import CompletionData, Data, HideConfig, Sample, ViewConfig
-from training.completion_loss import LossConfig, completion_loss
+from dense_depth.quality.errors import OUTLIER_M
+from training.completion.data import CompletionData, Data, HideConfig, Sample, ViewConfig
+from training.completion.loss import LossConfig, completion_loss
 from training.loop import (
     Draws,
     batches,
@@ -299,7 +299,7 @@ def calibrate(score: np.ndarray, error_m: np.ndarray) -> Calibration:
 
 def _picture(sample: Sample, prediction: Any) -> np.ndarray:
     """The image, what was shown, what the network says, and what is true, one above the other; RGB."""
-    from dense_depth.pictures import colours
+    from dense_depth.quality.pictures import colours
 
     image = (255 * sample.image[0].permute(1, 2, 0)).byte().cpu().numpy()
     depths: list[Tensor] = [sample.depth_m[0], prediction.depth_m[0] * (prediction.sky[0] < 0), sample.target_m[0]]

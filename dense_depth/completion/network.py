@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  its usual name
 
-from dense_depth.accumulation import Source
+from dense_depth.label import Source
 
 NEAR_M, FAR_M = 0.5, 200.0  # depths the network can say
 CELL_PX = 4

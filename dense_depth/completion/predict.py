@@ -17,8 +17,8 @@ from dense_depth import InputError
 from dense_depth.checkpoint import read_checkpoint, write_checkpoint
 from dense_depth.completion.classical import distance_confidence, ip_basic
 from dense_depth.completion.network import CompletionNetwork, NetworkConfig, Prediction
-from dense_depth.metrics import OUTLIER_M
-from dense_depth.storage import Label
+from dense_depth.label import Label
+from dense_depth.quality.errors import OUTLIER_M
 
 Method = Literal["network", "ip-basic"]
 SHIPPED = Path(__file__).parent / "city.safetensors"  # trained on the generated city
@@ -82,8 +82,7 @@ class _NetworkCompleter:
     def __call__(self, image: UInt8[np.ndarray, "height width 3"], label: Label) -> Completion:
         if image.shape[:2] != label.depth_m.shape:
             raise ValueError(f"an image of {image.shape[:2]} pixels and a label of {label.depth_m.shape}")
-        age = np.zeros_like(label.source) if label.age is None else label.age
-        maps = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (label.depth_m, label.source, age))
+        maps = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (label.depth_m, label.source, label.age))
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             depth_m, source, age_t = (x.to(self._device).float() for x in maps)

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dense_depth import InputError
-from dense_depth.datasets import base
-from dense_depth.datasets.base import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
 from dense_depth.datasets.kitti_files import (
     MAX_TILT_DEG,
     frame_files,
@@ -30,6 +29,7 @@ from dense_depth.datasets.kitti_files import (
     read_tracking,
     read_tracklets,
 )
+from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
 from dense_depth.geometry import SE3, invert, se3
 
 SCENE_KEYFRAMES = 200  # a shard holds a whole scene in memory, so longer drives are split
@@ -58,7 +58,7 @@ class KittiRawDataset:
         self._drives = {folder.name: _Drive(folder, tuple(sorted(set(cameras)))) for folder in folders}
         self._poses, self._tracks = poses, tracks
         available = set().union(*(drive.available for drive in self._drives.values()))
-        base.check_cameras(cameras, available, dataroot)
+        check_cameras(cameras, available, dataroot)
 
     @property
     def scene_names(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class KittiRawDataset:
         """
         for name in names:
             if name not in self._drives and name not in self.scene_names:
-                shown = base.some_of(self.scene_names)
+                shown = some_of(self.scene_names)
                 raise InputError(f"scene {name}: not known; the {len(self.scene_names)} scenes are {shown}")
         chosen = []
         for drive_name, drive in self._drives.items():
@@ -170,7 +170,7 @@ class _Drive:
             if i not in poses:
                 raise InputError(f"{source}: no pose for frame {i}, which has a sweep")
         places = np.array([poses[i][:3, 3] for i in self.sweeps])
-        base.check_speed([times_us[i] for i in self.sweeps], places, [f"{source}, frame {i}" for i in self.sweeps])
+        check_speed([times_us[i] for i in self.sweeps], places, [f"{source}, frame {i}" for i in self.sweeps])
         return poses
 
     def _tracks(
@@ -209,7 +209,7 @@ class _Drive:
         path = self.folder.parent / "calib_cam_to_cam.txt"
         velo_to_cam = self.folder.parent / "calib_velo_to_cam.txt"
         cam0_SE3_velo = se3(read_rotation(path, "R_rect_00"), np.zeros(3)) @ read_rigid(velo_to_cam)
-        base.check_upright(-cam0_SE3_velo[1:2, 2], [f"{velo_to_cam}: R"], MAX_TILT_DEG)
+        check_upright(-cam0_SE3_velo[1:2, 2], [f"{velo_to_cam}: R"], MAX_TILT_DEG)
         return cam0_SE3_velo
 
     def _camera(self, camera: str, cam0_SE3_velo: SE3) -> tuple[int, int, np.ndarray, SE3]:
@@ -218,7 +218,7 @@ class _Drive:
         number = camera.removeprefix("image_")
         width, height = (int(size) for size in read_calib(path, f"S_rect_{number}", (2,)))
         P = read_calib(path, f"P_rect_{number}", (3, 4))
-        base.check_intrinsics(P[:, :3], width, height, f"{path}: P_rect_{number}")
+        check_intrinsics(P[:, :3], width, height, f"{path}: P_rect_{number}")
         image = min(self.images[camera].values())
         if image_size(image) != (width, height):
             raise InputError(f"{image}: {image_size(image)} pixels, but S_rect_{number} in {path} is {width, height}")

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dense_depth import InputError
-from dense_depth.datasets import base
+from dense_depth.datasets.checks import check_upright
 from dense_depth.geometry import SE3, is_rotation, se3
 
 EARTH_RADIUS_M = 6378137.0
@@ -139,7 +139,7 @@ def read_oxts(folder: Path) -> dict[int, SE3]:
     scale = np.cos(lat[0]) * EARTH_RADIUS_M
     places = np.column_stack([scale * lon, scale * np.log(np.tan(np.pi / 4 + lat / 2)), rows[:, 2]])
     rotations = Rotation.from_euler("ZYX", np.column_stack([yaw, pitch, roll])).as_matrix()
-    base.check_upright(rotations[:, 2, 2], [str(path) for path in files.values()], MAX_TILT_DEG)
+    check_upright(rotations[:, 2, 2], [str(path) for path in files.values()], MAX_TILT_DEG)
     return {index: se3(R, place) for index, R, place in zip(files, rotations, places - places[0])}
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from dense_depth import InputError
-from dense_depth.datasets import base
-from dense_depth.datasets.base import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
+from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
 from dense_depth.geometry import rotation_from_quaternion
 
 Row = dict[str, Any]
@@ -73,7 +73,7 @@ class NuScenesDataset:
         if len(self._scene_rows) != len(self._nusc.scene):
             raise InputError(f"{self._folder / 'scene.json'}: two scenes have the same name")
         available = {row["channel"] for row in self._nusc.sample_data if row["sensor_modality"] == "camera"}
-        base.check_cameras(cameras, available, self._folder)
+        check_cameras(cameras, available, self._folder)
         self._cameras = tuple(sorted(set(cameras) or available))
         self._all_cameras = not cameras
 
@@ -94,7 +94,7 @@ class NuScenesDataset:
         selected = set() if names else set(self._scene_rows)
         for name in names:
             if name not in self._scene_rows and name not in splits:
-                shown = base.some_of(self.scene_names)
+                shown = some_of(self.scene_names)
                 raise InputError(
                     f"scene {name}: neither a scene nor a split of {self._folder}; "
                     f"its {len(self.scene_names)} scenes are {shown}; splits are {', '.join(splits)}"
@@ -162,7 +162,7 @@ class NuScenesDataset:
         rows = self._chain("sample_data", f"{name} {channel}", self._data[scene_token, channel], notes)
         egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
         positions = _numbers("ego_pose", egos, "translation", (3,))
-        base.check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
+        check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
         return rows
 
     def _keyframes(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
@@ -179,7 +179,7 @@ class NuScenesDataset:
     def _frame(self, row: Row, world_SE3_cam: np.ndarray, key_sweep: str) -> CameraFrame:
         mount = self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"])
         K = _numbers("calibrated_sensor", [mount], "camera_intrinsic", (3, 3))[0]
-        base.check_intrinsics(K, row["width"], row["height"], f"calibrated_sensor {mount['token']}")
+        check_intrinsics(K, row["width"], row["height"], f"calibrated_sensor {mount['token']}")
         return CameraFrame(
             sample_token=_safe(row["sample_token"], "sample"),
             camera=_safe(row["channel"], "channel"),
@@ -240,10 +240,10 @@ class NuScenesDataset:
         egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in rows]
         world_SE3_ego, ego_SE3_sensor = _poses("ego_pose", egos), _poses("calibrated_sensor", mounts)
-        base.check_upright(world_SE3_ego[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
+        check_upright(world_SE3_ego[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
         is_camera = np.array([row["sensor_modality"] == "camera" for row in rows], dtype=bool)
         up_z = np.where(is_camera, -ego_SE3_sensor[:, 2, 1], ego_SE3_sensor[:, 2, 2])  # up is -y of a camera
-        base.check_upright(up_z, _names("calibrated_sensor", mounts), MAX_SENSOR_TILT_DEG)
+        check_upright(up_z, _names("calibrated_sensor", mounts), MAX_SENSOR_TILT_DEG)
         return world_SE3_ego @ ego_SE3_sensor
 
     def _path(self, row: Row) -> Path:

@@ -1,0 +1,1 @@
+"""How good labels are: errors against a reference, and what is shown of them."""

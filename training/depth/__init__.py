@@ -1,0 +1,1 @@
+"""Depth bins, targets and loss."""

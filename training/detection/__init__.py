@@ -1,0 +1,1 @@
+"""Keyframes, boxes and scores of the detector."""

@@ -1,1 +1,0 @@
-"""Detection heads on a bird's-eye-view map."""
