@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert
 from dense_depth.label import dequantise, label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         generate(root, SynthConfig(scenes=1, keyframes=KEYFRAMES + 3))
-        scene = next(iter(open_dataset("nuscenes", root, "v1.0-synth").scenes()))
+        scene = next(iter(open_dataset(DatasetConfig("nuscenes", root, "v1.0-synth")).scenes()))
         compare(root, scene)
 
 

@@ -20,7 +20,7 @@ from _recorded import pictures
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.completion.predict import Completion, open_completer
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.datasets.truth import read_truth
 from dense_depth.images import read_image
@@ -60,7 +60,7 @@ def run(dataroot: Path, checkpoint: Path | None, n_frames: int, window_s: float)
     """As ``main``."""
     methods = {"ip-basic": open_completer("ip-basic"), "network": open_completer("network", checkpoint)}
     config = AccumulationConfig(past_s=window_s, future_s=window_s)
-    dataset = open_dataset("nuscenes", dataroot, "v1.0-synth")
+    dataset = open_dataset(DatasetConfig("nuscenes", dataroot, "v1.0-synth"))
     per_scene = -(-n_frames // len(dataset.scene_names))
     errors: list[
         np.ndarray

@@ -8,7 +8,7 @@ import numpy as np
 from _recorded import DRIVE, kitti_raw
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.label import dequantise, label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.quality.errors import DepthErrors
@@ -22,7 +22,7 @@ def main() -> None:
         ("GPS/IMU poses", None),
         ("ORB-SLAM3 poses", root.parent / "kitti_tracking" / "orbslam3_poses" / "0000.txt"),
     ):
-        scene = next(iter(open_dataset("kitti-raw", root, poses=poses).scenes([DRIVE])))
+        scene = next(iter(open_dataset(DatasetConfig("kitti-raw", root, poses=poses)).scenes([DRIVE])))
         frames = scene.frames_of("image_02")[::EVERY]
         height, width, _ = label_camera(frames[0], 1.0)
         keys = new_keys(height, width)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from dense_depth.datasets import DatasetConfig
 from training.detection.data import DataConfig, DepthSource, DetectionData, collate
 from training.loop import Draws, batches, one_thread
 from training.models.detector import SIZES
@@ -38,9 +39,7 @@ def main(
     for source in SOURCES:
         data = DetectionData(
             DataConfig(
-                "nuscenes",
-                dataroot,
-                "v1.0-synth",
+                DatasetConfig("nuscenes", dataroot, "v1.0-synth"),
                 source,
                 store,
                 ref,

@@ -12,7 +12,7 @@ from _recorded import DRIVE, kitti_raw, pictures
 from scipy.spatial import cKDTree
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud, cut_sweep
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert, project, transform
 from dense_depth.label import dequantise, label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
@@ -22,7 +22,7 @@ PICTURED_FRAME = 15
 
 
 def main() -> None:
-    scene = next(iter(open_dataset("kitti-raw", kitti_raw()).scenes([DRIVE])))
+    scene = next(iter(open_dataset(DatasetConfig("kitti-raw", kitti_raw())).scenes([DRIVE])))
     config = AccumulationConfig()
     movers = [track for track in scene.tracks if track.travel_m > 20]
     print("object     dynamics   to key sweep m (median, 95 %)   sweep centres RMS m   points")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from dense_depth.datasets import DatasetConfig
 from dense_depth.synthetic import SynthConfig, generate
 from pipelines import accumulate
 from pipelines.runner import run
@@ -31,10 +32,11 @@ def main(steps: int = 250, threads: int | None = None, dataroot: Path | None = N
         city, store = folder / "city", str(folder / "store")
         if not city.is_dir():
             generate(city, SynthConfig(scenes=1, keyframes=2, seed=5))
+        of = DatasetConfig("nuscenes", city, "v1.0-synth")
         for kind in ("lidar", "accumulated"):
-            arguments = accumulate.Arguments("nuscenes", city, store, "v1.0-synth", kind=kind, scale=0.5)
+            arguments = accumulate.Arguments(of, store, kind=kind, scale=0.5)
             run(accumulate.plan(arguments)[0], workers=0)
-        data = DataConfig("nuscenes", city, "v1.0-synth", "accumulated", store)
+        data = DataConfig(of, "accumulated", store)
         data = replace(data, train=("synth-0000",), val=("synth-0000",))
         options = Arguments(data, folder / "run", size="tiny", steps=steps, batch=2, workers=1, augment=False)
         options = replace(options, lr=2e-3, warmup=20, ema=0.98, save_every=steps, threads=threads)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from catalog import Catalog
 from dense_depth.accumulation import AccumulationConfig
-from dense_depth.datasets import Scene, open_dataset
+from dense_depth.datasets import DatasetConfig, Scene, open_dataset
 from dense_depth.projection import VisibilityConfig
 from dense_depth.synthetic import SynthConfig, generate
 from pipelines.accumulate import Recipe, make_labels
@@ -45,7 +45,7 @@ def main() -> None:
 
 def timed(root: Path, folder: str, name: str, n_scenes: int, workers: int) -> float:
     """Labels per second of a job from nothing to its commit."""
-    scene = next(iter(open_dataset("nuscenes", root, "v1.0-synth").scenes()))
+    scene = next(iter(open_dataset(DatasetConfig("nuscenes", root, "v1.0-synth")).scenes()))
     shards = [
         PlannedShard(f"copy-{i:03d}.{camera}", f"copy-{i:03d}", camera, KEYFRAMES, 0)
         for i in range(n_scenes)

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene, boxes_at
 from dense_depth.datasets.truth import read_truth
 from dense_depth.geometry import invert, transform, unproject
@@ -140,7 +140,7 @@ def measure(root: Path, found: list[Candidate], scale: float, crop_height: int |
 
 def labelled(root: Path) -> Iterator[tuple[Scene, list[CameraFrame], dict]]:
     """Scenes, and the frames in the middle of each that are labelled here: the window ends for none of them."""
-    for scene in open_dataset("nuscenes", root, "v1.0-synth").scenes():
+    for scene in open_dataset(DatasetConfig("nuscenes", root, "v1.0-synth")).scenes():
         frames = [frame for camera in CAMERAS for frame in scene.frames_of(camera)[2:-2:2]]
         yield scene, frames, {camera: read_truth(root, scene.token, camera) for camera in CAMERAS}
 

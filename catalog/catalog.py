@@ -20,7 +20,7 @@ from catalog.manifest import Row, canonical_json, file_entries, json_sha256
 from catalog.version import VERSION_PATH, Version, read_file, version_body, version_path
 from dense_depth import InputError, __version__
 from dense_depth.shards import NAME, SHARD_PATH, find_problems
-from dense_depth.store import Bucket, Folder, open_store
+from dense_depth.store import Bucket, Folder, is_url, open_store
 
 if TYPE_CHECKING:
     pass
@@ -63,7 +63,7 @@ class Catalog:
     @classmethod
     def create(cls, store: str | Path | Folder | Bucket) -> "Catalog":
         """Makes an empty store, or opens the one that is there; raises InputError where there is anything else."""
-        if not isinstance(store, Folder | Bucket) and "://" not in str(store):
+        if not isinstance(store, Folder | Bucket) and not is_url(store):
             Path(store).mkdir(parents=True, exist_ok=True)
         place = open_store(store)
         try:

@@ -190,11 +190,21 @@ class Bucket:
         return []  # an object appears whole or not at all
 
 
+def is_url(location: str | Path) -> bool:
+    """Whether a location is a bucket and no folder."""
+    return "://" in str(location)
+
+
+def absolute(location: str | Path) -> str:
+    """A URL as it is, and a folder by its absolute path, which holds wherever a worker stands."""
+    return str(location) if is_url(location) else str(Path(location).resolve())
+
+
 def open_store(location: str | Path | Folder | Bucket) -> Folder | Bucket:
     """The store at a folder or URL; raises InputError when it is a folder that does not exist."""
     if isinstance(location, Folder | Bucket):
         return location
-    return Bucket(str(location)) if "://" in str(location) else Folder(str(location))
+    return Bucket(str(location)) if is_url(location) else Folder(str(location))
 
 
 @functools.cache

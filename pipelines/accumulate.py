@@ -18,11 +18,12 @@ import tyro
 from catalog import CommitConflict
 from dense_depth import InputError, __version__
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
-from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene
 from dense_depth.label import Source, label_camera
 from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
 from dense_depth.shards import ShardContent
+from dense_depth.store import absolute
 from dense_depth.sweeps import survey
 from pipelines.runner import Job, Made, PlannedShard, print_report, run, write_summary
 
@@ -34,14 +35,9 @@ class Arguments:
     """Makes depth labels from LiDAR sweeps.
 
     Attributes:
-        dataset: Format of the dataset.
-        dataroot: Folder of the dataset.
+        data: The dataset.
         store: Folder or URL of the label store; made if absent.
-        version: nuScenes: table folder, such as v1.0-mini.
         scenes: Names of scenes or splits; all scenes if none is given.
-        cameras: Cameras to label; all if none is given.
-        poses: kitti-raw: file of 3x4 world_SE3_cam0rect rows in place of the GPS/IMU poses.
-        tracks: kitti-raw: KITTI tracking label file in place of tracklet_labels.xml.
         kind: "accumulated", or "lidar" for the single-sweep baseline as BEVDepth projects it: the key sweep alone,
             ego motion only, no visibility test.
         scale: Size of the labels as a fraction of the image size.
@@ -55,14 +51,9 @@ class Arguments:
         summary: Write the final table as JSON to this file.
     """
 
-    dataset: DatasetName
-    dataroot: Path
+    data: Annotated[DatasetConfig, tyro.conf.arg(name="")]
     store: str
-    version: str | None = None
     scenes: tuple[str, ...] = ()
-    cameras: tuple[str, ...] = ()
-    poses: Path | None = None
-    tracks: Path | None = None
     kind: Literal["accumulated", "lidar"] = "accumulated"
     scale: float = 1.0
     accumulation: Annotated[AccumulationConfig, tyro.conf.arg(name="")] = field(default_factory=AccumulationConfig)
@@ -140,14 +131,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     if arguments.workers is not None and arguments.workers < 0:
         raise InputError(f"--workers {arguments.workers}: must be zero or more")
     recipe = recipe_of(arguments)
-    dataset = open_dataset(
-        arguments.dataset,
-        arguments.dataroot.resolve(),
-        arguments.version,
-        arguments.cameras,
-        arguments.poses,
-        arguments.tracks,
-    )
+    data, dataset = arguments.data, open_dataset(arguments.data)
     shards: list[PlannedShard] = []
     notes: list[str] = []
     scene_names: list[str] = []
@@ -169,12 +153,12 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
                 )
             )
     if not shards:
-        raise InputError(f"{arguments.dataroot}: no camera frames in the scenes asked for; nothing to label")
+        raise InputError(f"{data.dataroot}: no camera frames in the scenes asked for; nothing to label")
     job = Job(
         operation="accumulate",
-        store=arguments.store if "://" in arguments.store else str(Path(arguments.store).resolve()),
+        store=absolute(arguments.store),
         recipe=dataclasses.asdict(recipe),
-        inputs={"dataset": arguments.dataset, "dataset_version": arguments.version, "scenes": scene_names},
+        inputs={"dataset": data.dataset, "dataset_version": data.version, "scenes": scene_names},
         shards=shards,
         load=lambda name: (next(dataset.scenes([name])), recipe),
         make=make_labels,

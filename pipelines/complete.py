@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -28,11 +28,12 @@ from jaxtyping import UInt8
 from catalog import Catalog, CommitConflict, Version
 from catalog.manifest import Row, json_sha256
 from dense_depth import InputError, __version__
-from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.images import read_image
 from dense_depth.label import CERTAIN, MAX_DEPTH_M, Label, Source, dequantise, label_camera, quantise
 from dense_depth.shards import ShardContent
+from dense_depth.store import absolute
 from pipelines.console import say
 from pipelines.runner import (
     TRIES,
@@ -64,16 +65,11 @@ class Arguments:
     Attributes:
         store: Folder or URL of the label store.
         ref: The version with the labels to complete: number, tag or "latest".
-        dataset: Format of the dataset that the labels were made from.
-        dataroot: Folder of the dataset.
-        version: nuScenes: table folder, such as v1.0-mini.
+        data: The dataset that the labels were made from; of its cameras, those with labels.
         kind: Kind of the labels to complete.
         method: "network", or "ip-basic" for the classical method, which needs no checkpoint.
         checkpoint: Weights of the network; those that ship with the program if not given.
         scenes: Names of scenes or splits; all scenes with labels if none is given.
-        cameras: Cameras; all with labels if none is given.
-        poses: kitti-raw: the file of poses that the labels were made with.
-        tracks: kitti-raw: the file of tracks that the labels were made with.
         scale: Size of the completed labels as a fraction of the image size.
         min_confidence: A completed pixel with less confidence gets no label.
         tag: Name for the version.
@@ -86,16 +82,11 @@ class Arguments:
 
     store: str
     ref: str
-    dataset: DatasetName
-    dataroot: Path
-    version: str | None = None
+    data: Annotated[DatasetConfig, tyro.conf.arg(name="")]
     kind: Literal["accumulated", "lidar"] = "accumulated"
     method: Literal["network", "ip-basic"] = "network"
     checkpoint: Path | None = None
     scenes: tuple[str, ...] = ()
-    cameras: tuple[str, ...] = ()
-    poses: Path | None = None
-    tracks: Path | None = None
     scale: float = 0.5
     min_confidence: float = 0.5
     tag: str | None = None
@@ -162,9 +153,9 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         InputError: An option, the version, the dataset or the checkpoint cannot be used, or they do not go together.
     """
     _check(arguments)
-    catalog = Catalog(arguments.store if "://" in arguments.store else str(Path(arguments.store).resolve()))
+    catalog = Catalog(absolute(arguments.store))
     version = catalog.version(arguments.ref)
-    rows = version.rows_of(arguments.kind, arguments.dataset, arguments.cameras)
+    rows = version.rows_of(arguments.kind, arguments.data.dataset, arguments.data.cameras)
     scene_names, inputs, notes = _join(arguments, version, rows)
 
     from dense_depth.completion.predict import open_completer  # here, since torch takes its time
@@ -204,8 +195,8 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         store=version.store.url,
         recipe=dataclasses.asdict(recipe),
         inputs={
-            "dataset": arguments.dataset,
-            "dataset_version": arguments.version,
+            "dataset": arguments.data.dataset,
+            "dataset_version": arguments.data.version,
             "scenes": sorted({shard.scene for shard in shards}),
             "labels_version": version.number,
             "labels_manifest": version.manifest,
@@ -232,14 +223,7 @@ def _join(
     arguments: Arguments, version: Version, rows: Sequence[Row]
 ) -> tuple[dict[str, str], list[tuple[Row, list[CameraFrame]]], list[str]]:
     """Finds the camera frames of the labels; returns scene names by token, rows with their frames, and notes."""
-    dataset = open_dataset(
-        arguments.dataset,
-        arguments.dataroot.resolve(),
-        arguments.version,
-        arguments.cameras,
-        arguments.poses,
-        arguments.tracks,
-    )
+    dataset = open_dataset(arguments.data)
     names: dict[str, str] = {}
     frames_of: dict[tuple[str, str], dict[str, CameraFrame]] = {}
     for scene in dataset.scenes(arguments.scenes):
@@ -256,7 +240,7 @@ def _join(
         if missing := [token for token in row["sample_tokens"] if token not in there]:
             raise InputError(
                 f"version {version.number}, scene {row['scene_token']}, {row['camera']}: sample {missing[0]} is not in "
-                f"{arguments.dataroot}; is it the dataset of these labels?"
+                f"{arguments.data.dataroot}; is it the dataset of these labels?"
             )
         frames = [there[token] for token in row["sample_tokens"]]
         for frame in frames:

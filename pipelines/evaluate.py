@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,9 +20,10 @@ from catalog.catalog import check_tag
 from catalog.manifest import Row, key
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
-from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.projection import VisibilityConfig
 from dense_depth.quality.errors import DepthErrors, LabelErrors, known, summarise
+from dense_depth.store import absolute
 from pipelines import accumulate
 from pipelines.console import progress, say
 from pipelines.figures import print_summary
@@ -44,15 +45,10 @@ class Arguments:
     Attributes:
         store: Folder or URL of the label store.
         ref: The version: number, tag or "latest".
-        dataset: Format of the dataset that the labels were made from.
-        dataroot: Folder of the dataset.
-        version: nuScenes: table folder, such as v1.0-mini.
+        data: The dataset that the labels were made from; of its cameras, those with labels.
         kind: Kind of the labels.
         truth: Compare with exact depth.
         scenes: Names of scenes or splits; all scenes with labels if none is given.
-        cameras: Cameras; all with labels if none is given.
-        poses: kitti-raw: the file of poses that the labels were made with.
-        tracks: kitti-raw: the file of tracks that the labels were made with.
         crop_height: Look at so many rows at the bottom of each label, as BEVDepth crops 704x396 to 256 rows.
         max_see_through: Largest share of labels behind the surface.
         max_ghosts: Largest share of labels in front of it.
@@ -68,15 +64,10 @@ class Arguments:
 
     store: str
     ref: str
-    dataset: DatasetName
-    dataroot: Path
-    version: str | None = None
+    data: Annotated[DatasetConfig, tyro.conf.arg(name="")]
     kind: str = "accumulated"
     truth: bool = False
     scenes: tuple[str, ...] = ()
-    cameras: tuple[str, ...] = ()
-    poses: Path | None = None
-    tracks: Path | None = None
     crop_height: int | None = None
     max_see_through: float | None = None
     max_ghosts: float | None = None
@@ -117,19 +108,12 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         InputError: An option, the version or the dataset cannot be used; nothing is committed.
     """
     _check(arguments)
-    catalog = Catalog(arguments.store if "://" in arguments.store else str(Path(arguments.store).resolve()))
+    catalog = Catalog(absolute(arguments.store))
     version = catalog.version(arguments.ref)
-    rows = version.rows_of(arguments.kind, arguments.dataset, arguments.cameras)
+    rows = version.rows_of(arguments.kind, arguments.data.dataset, arguments.data.cameras)
     if arguments.truth:
-        dataset = open_dataset(
-            arguments.dataset,
-            arguments.dataroot,
-            arguments.version,
-            arguments.cameras,
-            arguments.poses,
-            arguments.tracks,
-        )
-        dataroot = arguments.dataroot.resolve()
+        dataset = open_dataset(arguments.data)
+        dataroot = arguments.data.dataroot.resolve()
         plan = plan_truth(version, rows, dataset, dataroot, arguments.scenes, arguments.crop_height)
     else:
         plan = plan_held_out(version, rows, _made_with(arguments, rows, _made_by(catalog, rows).recipe))
@@ -236,10 +220,11 @@ def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]
         raise InputError(f"--kind {arguments.kind}: without --truth only accumulated labels can be measured")
     if len({row["recipe_hash"] for row in rows}) > 1:
         raise InputError(f"version {arguments.ref}: its {arguments.kind} labels have several recipes; use --truth")
-    shared = ("dataset", "dataroot", "store", "version", "scenes", "cameras", "poses", "tracks")
     try:
         return accumulate.Arguments(
-            **{name: getattr(arguments, name) for name in shared},
+            arguments.data,
+            arguments.store,
+            arguments.scenes,
             scale=recipe["scale"],
             accumulation=AccumulationConfig(**_tuples(recipe["accumulation"])),
             visibility=VisibilityConfig(**_tuples(recipe["visibility"])),

@@ -124,7 +124,7 @@ def plan_held_out(version: Version, rows: Sequence[Row], made_with: accumulate.A
         if row["shard_id"] not in planned:
             raise InputError(
                 f"version {version.number}, scene {row['scene_token']}, {row['camera']}: these labels were not made "
-                f"from {made_with.dataroot} as it is, with these poses and tracks, by this program"
+                f"from {made_with.data.dataroot} as it is, with these poses and tracks, by this program"
             )
     shards = [planned[row["shard_id"]] for row in rows]
     return Plan({row["shard_id"]: row for row in rows}, shards, job.load, hold_out_key_sweep, notes)

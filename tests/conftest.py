@@ -113,3 +113,11 @@ def assert_label(label, expected: ShardContent, t: int) -> None:
     np.testing.assert_array_equal(label.K, expected.K[t])
     assert (label.sample_token, label.camera) == (expected.sample_tokens[t], expected.camera)
     assert label.timestamp_us == expected.timestamps_us[t]
+
+
+def changed(options, **changes):
+    """Options of a job or of data with some of them changed, those of the dataset among them."""
+    name = "of" if hasattr(options, "of") else "data"
+    config = getattr(options, name)
+    of_dataset = {option: changes.pop(option) for option in tuple(changes) if hasattr(config, option)}
+    return dataclasses.replace(options, **{name: dataclasses.replace(config, **of_dataset)}, **changes)

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dense_depth import InputError
+from dense_depth.datasets.nuscenes import DEFAULT_VERSION
 from dense_depth.datasets.truth import open_truth, truth_path
 from dense_depth.quality.errors import RANGE_ENDS_M
 from dense_depth.quality.pictures import colours
@@ -121,7 +122,7 @@ def score(
             depth.setdefault("truth", DepthScores()).add(predicted_m, truth_m)
     results_file.parent.mkdir(parents=True, exist_ok=True)
     results_file.write_text(json.dumps(results_of(detections, poses)))
-    scores = asdict(evaluate_detection(data.dataroot, data.version, data.val, results_file))
+    scores = asdict(evaluate_detection(data.of.dataroot, data.of.version or DEFAULT_VERSION, data.val, results_file))
     return {**scores, "depth": {name: one.by_range() for name, one in depth.items()}}
 
 
@@ -136,9 +137,9 @@ def _truth(frames: DetectionData, index: int, data: DataConfig) -> Float[Tensor,
     """Exact depth in the pixels of the input; None where the dataset has none."""
     maps = []
     for frame, scene_token, input_T_recorded in frames.views(index):
-        if not truth_path(data.dataroot, scene_token, frame.camera).is_dir():
+        if not truth_path(data.of.dataroot, scene_token, frame.camera).is_dir():
             return None
-        truth = open_truth(data.dataroot, scene_token, frame.camera)
+        truth = open_truth(data.of.dataroot, scene_token, frame.camera)
         native_m = np.asarray(truth.depth_m[truth.sample_tokens.index(frame.sample_token)])
         size = data.augmentation.height, data.augmentation.width
         maps.append(warp_label(native_m, np.empty((0, *native_m.shape), np.uint8), input_T_recorded, *size)[0])

@@ -1,19 +1,54 @@
-"""Dataset readers: every format becomes the same frozen dataclasses."""
+"""Dataset readers: every format becomes the same frozen dataclasses.
 
+A new format is one file with a reader, and one line in ``READERS``.
+"""
+
+import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Protocol
+
+import tyro
 
 from dense_depth import InputError
 from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
 
-__all__ = ["Box", "CameraFrame", "Scene", "Sweep", "Track", "open_dataset"]
+__all__ = ["READERS", "Box", "CameraFrame", "Dataset", "DatasetConfig", "Scene", "Sweep", "Track", "open_dataset"]
 
-DatasetName = Literal["nuscenes", "kitti-raw"]
+# By --dataset; a reader's module is imported when its format is asked for.
+READERS = {
+    "nuscenes": "dense_depth.datasets.nuscenes:NuScenesDataset",
+    "kitti-raw": "dense_depth.datasets.kitti:KittiRawDataset",
+}
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which dataset to read.
+
+    Attributes:
+        dataset: Format of the dataset.
+        dataroot: Folder of the dataset: it holds samples and the table folder (nuScenes), or the date folders (KITTI).
+        version: nuScenes: table folder, such as v1.0-mini; v1.0-trainval if not given.
+        cameras: Cameras to read; all if none is given.
+        poses: kitti-raw: file of 3x4 world_SE3_cam0rect rows in place of the GPS/IMU poses.
+        tracks: kitti-raw: KITTI tracking label file in place of tracklet_labels.xml.
+    """
+
+    dataset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(READERS) + "}")]
+    dataroot: Path
+    version: str | None = None
+    cameras: tuple[str, ...] = ()
+    poses: Path | None = None
+    tracks: Path | None = None
 
 
 class Dataset(Protocol):
-    """A dataset on disk."""
+    """A dataset on disk, opened by ``Reader(config)``."""
+
+    def __init__(self, config: DatasetConfig) -> None:
+        """Opens the dataset; raises InputError when the folder or an option does not fit the format."""
 
     @property
     def scene_names(self) -> tuple[str, ...]:
@@ -27,40 +62,16 @@ class Dataset(Protocol):
         """
 
 
-def open_dataset(
-    name: DatasetName,
-    dataroot: str | Path,
-    version: str | None = None,
-    cameras: Sequence[str] = (),
-    poses: str | Path | None = None,
-    tracks: str | Path | None = None,
-) -> Dataset:
+def open_dataset(config: DatasetConfig) -> Dataset:
     """Opens a dataset by its format.
 
-    Args:
-        name: ``nuscenes`` or ``kitti-raw``.
-        dataroot: The folder that holds ``samples`` and the table folder (nuScenes), or the date folders (KITTI).
-        version: Table folder of nuScenes, such as ``v1.0-mini``.
-        cameras: Cameras to read; all when empty.
-        poses: kitti-raw only: a file of 3x4 world_SE3_cam0rect rows, one per frame, used in place of OXTS.
-        tracks: kitti-raw only: a KITTI tracking label file, used in place of ``tracklet_labels.xml``.
-
     Raises:
-        InputError: The folder or an option does not fit the format.
+        InputError: The format is unknown, or the folder or an option does not fit it.
     """
-    root = Path(dataroot)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; pass the dataset's root as --dataroot")
-    if name == "nuscenes":
-        from dense_depth.datasets.nuscenes import NuScenesDataset
-
-        if poses or tracks:
-            raise InputError("--poses and --tracks are for kitti-raw; nuScenes has its own")
-        return NuScenesDataset(root, version or "v1.0-trainval", cameras)
-    if name == "kitti-raw":
-        from dense_depth.datasets.kitti import KittiRawDataset
-
-        if version:
-            raise InputError("--version is for nuscenes; kitti-raw has none")
-        return KittiRawDataset(root, cameras, Path(poses) if poses else None, Path(tracks) if tracks else None)
-    raise InputError(f"--dataset {name}: not known; use nuscenes or kitti-raw")
+    if config.dataset not in READERS:
+        raise InputError(f"--dataset {config.dataset}: not known; use {' or '.join(READERS)}")
+    if not config.dataroot.is_dir():
+        raise InputError(f"{config.dataroot}: no such folder; pass the dataset's root as --dataroot")
+    module, name = READERS[config.dataset].split(":")
+    reader: type[Dataset] = getattr(importlib.import_module(module), name)
+    return reader(replace(config, dataroot=config.dataroot.resolve()))  # workers may stand elsewhere

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dense_depth import InputError
+from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
 from dense_depth.datasets.kitti_files import (
     MAX_TILT_DEG,
@@ -40,23 +41,23 @@ EGO_CROP_M = (2.0, 1.6)  # recorded returns of the vehicle end 1.2 m behind the 
 class KittiRawDataset:
     """A folder of KITTI raw drives; implements ``Dataset``."""
 
-    def __init__(self, dataroot: Path, cameras: Sequence[str], poses: Path | None, tracks: Path | None) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Finds the drives.
 
-        Args:
-            dataroot: The folder that holds the date folders.
-            cameras: Such as ``image_02``; of the two colour cameras those that are there when empty.
-            poses: In place of OXTS: rows of 12 numbers world_SE3_cam0rect, one per frame of the one drive to read.
-            tracks: In place of ``tracklet_labels.xml``: KITTI tracking labels of the one drive to read.
+        Without ``cameras``, those of the two colour cameras that are there are read. ``poses`` and ``tracks`` are of
+        the one drive to read.
 
         Raises:
-            InputError: There is no drive, or no drive has a camera.
+            InputError: There is no drive, no drive has a camera, or an option is for another format.
         """
+        if config.version:
+            raise InputError("--version is for nuscenes; kitti-raw has none")
+        dataroot, cameras = config.dataroot, config.cameras
         folders = sorted(path for path in dataroot.glob("*/*_drive_*_sync") if path.is_dir())
         if not folders:
             raise InputError(f"{dataroot}: no drive; expected folders like <date>/<date>_drive_0001_sync in it")
         self._drives = {folder.name: _Drive(folder, tuple(sorted(set(cameras)))) for folder in folders}
-        self._poses, self._tracks = poses, tracks
+        self._poses, self._tracks = config.poses, config.tracks
         available = set().union(*(drive.available for drive in self._drives.values()))
         check_cameras(cameras, available, dataroot)
 

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from dense_depth import InputError
+from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
 from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
 from dense_depth.geometry import rotation_from_quaternion
 
 Row = dict[str, Any]
 
+DEFAULT_VERSION = "v1.0-trainval"
 LIDAR = "LIDAR_TOP"
 LIDAR_FEATURES = 5  # x, y, z, intensity, ring
 EGO_CROP_M = (2.0, 1.0)  # along and across the vehicle, whose recorded returns end 1.8 m ahead and 0.7 m beside
@@ -55,17 +57,16 @@ TABLES = (*FIELDS, "attribute", "visibility", "map")  # the devkit wants these t
 class NuScenesDataset:
     """A dataset in nuScenes format; implements ``Dataset``."""
 
-    def __init__(self, dataroot: Path, version: str, cameras: Sequence[str]) -> None:
+    def __init__(self, config: DatasetConfig) -> None:
         """Loads and checks the tables.
 
-        Args:
-            dataroot: The folder that holds the table folder and the sensor files.
-            version: Table folder, such as ``v1.0-mini``.
-            cameras: Camera channels to read; all when empty.
-
         Raises:
-            InputError: A table is missing or damaged, a row points nowhere, or a camera is unknown.
+            InputError: A table is missing or damaged, a row points nowhere, a camera is unknown, or an option is for
+                another format.
         """
+        if config.poses or config.tracks:
+            raise InputError("--poses and --tracks are for kitti-raw; nuScenes has its own")
+        dataroot, version, cameras = config.dataroot, config.version or DEFAULT_VERSION, config.cameras
         self._dataroot = dataroot
         self._folder = dataroot / version
         self._nusc = _load(dataroot, version)

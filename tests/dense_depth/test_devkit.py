@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert
 
 
@@ -18,7 +18,7 @@ def test_past_sweeps_equal_from_file_multisweep(generated, n_sweeps, reference):
     from nuscenes import NuScenes
     from nuscenes.utils.data_classes import LidarPointCloud
 
-    scene = next(iter(open_dataset("nuscenes", generated, "v1.0-synth").scenes()))
+    scene = next(iter(open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth")).scenes()))
     nusc = NuScenes("v1.0-synth", str(generated), verbose=False)
     frame = scene.frames_of("CAM_BACK_LEFT")[-1]
     sample = nusc.get("sample", frame.sample_token)
@@ -53,7 +53,7 @@ def test_labels_agree_with_truth(generated):
     from dense_depth.label import label_camera
     from dense_depth.projection import VisibilityConfig, new_keys, render_label
 
-    scene = next(iter(open_dataset("nuscenes", generated, "v1.0-synth").scenes()))
+    scene = next(iter(open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth")).scenes()))
     frames = scene.frames_of("CAM_FRONT")
     truth = read_truth(generated, scene.token, "CAM_FRONT")
     behind, shares = {}, {}

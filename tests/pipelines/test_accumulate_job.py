@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import changed
 
 import pipelines.runner as runner
 from catalog import Catalog
 from dense_depth import InputError
+from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.truth import read_truth
 from pipelines.accumulate import Arguments, make_labels, plan
 
@@ -29,7 +31,7 @@ def accumulate(*options, **kwargs) -> subprocess.CompletedProcess:
 
 
 def arguments(root: Path, store: Path, **changes) -> Arguments:
-    return replace(Arguments("nuscenes", root, str(store), version="v1.0-synth", workers=0), **changes)
+    return changed(Arguments(DatasetConfig("nuscenes", root, "v1.0-synth"), str(store), workers=0), **changes)
 
 
 def run(arguments: Arguments, make=make_labels, workers=0) -> runner.Report:

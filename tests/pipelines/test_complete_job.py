@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import changed
 from PIL import Image
 
 import pipelines.accumulate as accumulate
@@ -18,7 +19,7 @@ import pipelines.runner as runner
 from catalog import Catalog
 from dense_depth import InputError, __version__
 from dense_depth.completion.predict import Completer, Completion, open_completer
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.images import read_image
 from dense_depth.label import Label, label_camera
 from pipelines.complete import Arguments, describe_hardware, fill, plan, run_stages
@@ -30,7 +31,7 @@ SCRIPT = Path(__file__).parents[2] / "pipelines" / "complete.py"
 def labelled(generated, tmp_path_factory) -> Path:
     """A store with accumulated labels of the generated dataset, 12 shards of three frames, version 1."""
     store = tmp_path_factory.mktemp("labelled") / "store"
-    job, _ = accumulate.plan(accumulate.Arguments("nuscenes", generated, str(store), version="v1.0-synth"))
+    job, _ = accumulate.plan(accumulate.Arguments(DatasetConfig("nuscenes", generated, "v1.0-synth"), str(store)))
     assert runner.run(job, workers=0).version == 1
     return store
 
@@ -41,8 +42,8 @@ def store(labelled, tmp_path) -> Path:
 
 
 def arguments(root: Path, store: Path, **changes) -> Arguments:
-    common = Arguments(str(store), "1", "nuscenes", root, version="v1.0-synth", method="ip-basic", workers=0)
-    return replace(common, **changes)
+    common = Arguments(str(store), "1", DatasetConfig("nuscenes", root, "v1.0-synth"), method="ip-basic", workers=0)
+    return changed(common, **changes)
 
 
 def run(arguments: Arguments, open_model=None) -> runner.Report:
@@ -101,7 +102,7 @@ def test_measured_pixels_stay_and_the_rest_is_what_the_method_says(generated, re
     rows = [row for row in after.rows() if row["kind"] == "completed"]
     assert len(rows) == 12 and len(after.rows()) == 24
     _, complete = open_completer("ip-basic")
-    scenes = open_dataset("nuscenes", generated, "v1.0-synth").scenes()
+    scenes = open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth")).scenes()
     frames = {(frame.sample_token, frame.camera): frame for scene in scenes for frame in scene.frames}
     completed_pixels = 0
     for row in rows[::5]:
@@ -237,7 +238,10 @@ def test_min_confidence_is_a_share_of_255(min_confidence, kept):
 
 def test_labels_smaller_than_asked_for_keep_their_size(generated, tmp_path):
     made_with = accumulate.Arguments(
-        *("nuscenes", generated, str(tmp_path / "s"), "v1.0-synth", ("synth-0000",), ("CAM_FRONT",)), scale=0.25
+        DatasetConfig("nuscenes", generated, "v1.0-synth", ("CAM_FRONT",)),
+        str(tmp_path / "s"),
+        ("synth-0000",),
+        scale=0.25,
     )
     runner.run(accumulate.plan(made_with)[0], workers=0)
     asked = arguments(generated, tmp_path / "s", scenes=("synth-0000",), cameras=("CAM_FRONT",))
@@ -347,7 +351,7 @@ def test_labels_of_another_camera_or_dataset_are_refused(generated, store, tmp_p
 )
 def test_bad_arguments_are_one_line(generated, labelled, changes, says):
     with pytest.raises(InputError) as error:
-        run(replace(arguments(generated, labelled), **changes))
+        run(arguments(generated, labelled, **changes))
     assert says in str(error.value) and "\n" not in str(error.value)
     assert len(Catalog(labelled).versions()) == 1
 

@@ -4,18 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import changed
 
 import pipelines.runner as runner
 from catalog import Catalog, manifest
 from catalog.manifest import Row, shard_row
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.truth import read_truth
 from dense_depth.label import Source, dequantise, quantise
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
@@ -27,8 +27,8 @@ SCENES, CAMERAS = ("synth-0000",), ("CAM_BACK", "CAM_FRONT")
 
 
 def make_labels(root: Path, store: Path, **changes) -> runner.Report:
-    arguments = accumulate.Arguments("nuscenes", root, str(store), version="v1.0-synth", scenes=SCENES, cameras=CAMERAS)
-    return runner.run(accumulate.plan(replace(arguments, **changes))[0], workers=0)
+    arguments = accumulate.Arguments(DatasetConfig("nuscenes", root, "v1.0-synth", CAMERAS), str(store), SCENES)
+    return runner.run(accumulate.plan(changed(arguments, **changes))[0], workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,10 @@ def store(labels, tmp_path) -> Path:
 
 
 def arguments(root: Path, store: Path, **changes) -> evaluate.Arguments:
-    plain = evaluate.Arguments(str(store), "latest", "nuscenes", root, version="v1.0-synth", truth=True, workers=0)
-    return replace(plain, **changes)
+    plain = evaluate.Arguments(
+        str(store), "latest", DatasetConfig("nuscenes", root, "v1.0-synth"), truth=True, workers=0
+    )
+    return changed(plain, **changes)
 
 
 def main(monkeypatch, capsys, root, store, *options) -> tuple[int, str, str]:
@@ -151,7 +153,7 @@ def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path):
 def test_without_the_key_sweep_on_its_pixels(generated, store, monkeypatch, capsys):
     status, out, _ = main(monkeypatch, capsys, generated, store)
     assert status == 0 and "against the held-out key sweep" in out
-    scene = next(open_dataset("nuscenes", generated, "v1.0-synth").scenes(["synth-0000"]))
+    scene = next(open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth")).scenes(["synth-0000"]))
     for row in Catalog(store).version(2).rows():
         frames, error, n_key = scene.frames_of(row["camera"]), [], 0
         key_only = AccumulationConfig(past_s=0, future_s=0, dynamics="none")

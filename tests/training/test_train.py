@@ -16,6 +16,7 @@ import training.train
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.checkpoint import write_checkpoint
+from dense_depth.datasets import DatasetConfig
 from pipelines import accumulate
 from pipelines.runner import run
 from training.compare import Arguments as CompareArguments
@@ -50,12 +51,9 @@ def store(generated, tmp_path_factory) -> str:
 
 @pytest.fixture
 def arguments(generated, store, tmp_path) -> Arguments:
-    cameras = ("CAM_FRONT", "CAM_BACK")
-    data = DataConfig(
-        "nuscenes", generated, "v1.0-synth", "accumulated", store, "latest", ("synth-0000",), ("synth-0000",)
-    )
+    of = DatasetConfig("nuscenes", generated, "v1.0-synth", ("CAM_FRONT", "CAM_BACK"))
     return Arguments(
-        replace(data, cameras=cameras),
+        DataConfig(of, "accumulated", store, "latest", ("synth-0000",), ("synth-0000",)),
         tmp_path / "run",
         size="tiny",
         steps=2,
@@ -293,14 +291,15 @@ import sys, torch
 from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 from dataclasses import replace
-from training.data import DataConfig, DetectionData, collate
-from training.detector import SIZES, Detector
+from dense_depth.datasets import DatasetConfig
+from training.detection.data import DataConfig, DetectionData, collate
+from training.models.detector import SIZES, Detector
 from training.loop import join
 _, rank, n_ranks = join("cpu", 1)
 torch.manual_seed(0)
 detector = Detector(SIZES["tiny"]).eval()  # batch norms with fixed statistics: they see their own process alone
-data = DataConfig("nuscenes", Path(sys.argv[1]), "v1.0-synth", "accumulated", sys.argv[2], cameras=("CAM_FRONT",),
-                  past=0, augmentation=SIZES["tiny"].image)
+of = DatasetConfig("nuscenes", Path(sys.argv[1]), "v1.0-synth", ("CAM_FRONT",))
+data = DataConfig(of, "accumulated", sys.argv[2], past=0, augmentation=SIZES["tiny"].image)
 frames = DetectionData(data, ("synth-0000",), augment=False)
 batch = collate([frames[i, i] for i in range(rank, 2, n_ranks)])
 model = DistributedDataParallel(detector) if n_ranks > 1 else detector

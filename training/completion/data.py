@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from catalog import Catalog, Version
 from dense_depth import InputError
-from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets import READERS, DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.datasets.truth import open_truth
 from dense_depth.geometry import SE3, invert
@@ -22,37 +22,34 @@ from dense_depth.images import read_image
 from dense_depth.label import Label, Source
 from dense_depth.quality.errors import footprints
 
+KEYS = ("dataset", "dataroot", "store", "ref", "version", "scenes", "truth", "poses", "repeat")
+
 
 @dataclass(frozen=True)
 class Data:
     """A dataset and labels of it to train on.
 
     Attributes:
-        dataset: Format of the dataset.
-        dataroot: Folder of the dataset.
+        of: The dataset.
         store: Folder or URL of the label store.
         ref: The version: number, tag or "latest". It must have accumulated labels; if it has labels of kind lidar too,
             these are what the network sees when it is to complete a single sweep, points seen through surfaces and all.
-        version: nuScenes: table folder, such as v1.0-mini.
         scenes: Names of scenes or splits, with a + between; all scenes with labels if none is given.
         truth: Learn from exact depth, which generated datasets have.
-        poses: kitti-raw: the file of poses that the labels were made with.
         repeat: Show each frame so many times as often as one of a dataset that says 1.
     """
 
-    dataset: DatasetName
-    dataroot: Path
+    of: DatasetConfig
     store: str
     ref: str = "latest"
-    version: str | None = None
     scenes: tuple[str, ...] = ()
     truth: bool = False
-    poses: Path | None = None
     repeat: int = 1
 
     def told(self) -> dict[str, Any]:
         """What this is, without where it lies."""
-        return {name: getattr(self, name) for name in ("dataset", "version", "ref", "scenes", "truth", "repeat")}
+        of = {"dataset": self.of.dataset, "version": self.of.version}
+        return of | {name: getattr(self, name) for name in ("ref", "scenes", "truth", "repeat")}
 
     @classmethod
     def parse(cls, text: str, option: str) -> "Data":
@@ -63,25 +60,27 @@ class Data:
         """
         parts = [part.partition("=") for part in text.split(",")]
         values: dict[str, Any] = {name.strip(): value.strip() for name, _, value in parts}
-        if unknown := values.keys() - cls.__dataclass_fields__.keys():
-            raise InputError(f"{option} {text}: {min(unknown)!r} is none of {', '.join(cls.__dataclass_fields__)}")
+        if unknown := values.keys() - set(KEYS):
+            raise InputError(f"{option} {text}: {min(unknown)!r} is none of {', '.join(KEYS)}")
         if missing := {"dataset", "dataroot", "store"} - values.keys():
             raise InputError(f"{option} {text}: needs {min(missing)}=...")
-        if values["dataset"] not in get_args(DatasetName):
-            raise InputError(f"{option} {text}: dataset is one of {', '.join(get_args(DatasetName))}")
+        if values["dataset"] not in READERS:
+            raise InputError(f"{option} {text}: dataset is one of {', '.join(READERS)}")
         if values.get("truth", "no") not in ("yes", "no"):
             raise InputError(f"{option} {text}: truth is yes or no")
         if not values.get("repeat", "1").isdigit() or int(values.get("repeat", "1")) < 1:
             raise InputError(f"{option} {text}: repeat is 1, 2, ...")
         return cls(
-            values["dataset"],
-            Path(values["dataroot"]),
+            DatasetConfig(
+                values["dataset"],
+                Path(values["dataroot"]),
+                values.get("version"),
+                poses=Path(values["poses"]) if "poses" in values else None,
+            ),
             values["store"],
             values.get("ref", "latest"),
-            values.get("version"),
             tuple(filter(None, values.get("scenes", "").split("+"))),
             values.get("truth") == "yes",
-            Path(values["poses"]) if "poses" in values else None,
             int(values.get("repeat", "1")),
         )
 
@@ -205,13 +204,13 @@ class CompletionData(Dataset[Sample]):
 
 
 def _list(data: Data) -> list[_Item]:
-    catalog = Catalog(data.store if "://" in data.store else str(data.store))
+    catalog = Catalog(data.store)
     version = catalog.version(data.ref)
     kinds: dict[tuple[str, str], set[str]] = {}
     for row in version.rows():
-        for token in row["sample_tokens"] if row["dataset"] == data.dataset else ():
+        for token in row["sample_tokens"] if row["dataset"] == data.of.dataset else ():
             kinds.setdefault((token, row["camera"]), set()).add(row["kind"])
-    dataset = open_dataset(data.dataset, data.dataroot, data.version, (), data.poses)
+    dataset = open_dataset(data.of)
     items = []
     for scene in dataset.scenes(data.scenes):
         pose_of = {sweep.token: sweep.world_SE3_sensor for sweep in scene.sweeps}
@@ -220,7 +219,7 @@ def _list(data: Data) -> list[_Item]:
             if "accumulated" not in has:
                 continue
             if data.truth:
-                open_truth(data.dataroot, scene.token, frame.camera)  # now, not after hours
+                open_truth(data.of.dataroot, scene.token, frame.camera)  # now, not after hours
             items.append(
                 _Item(
                     version,
@@ -228,12 +227,12 @@ def _list(data: Data) -> list[_Item]:
                     invert(pose_of[frame.key_sweep]) @ frame.world_SE3_cam,
                     scene.token,
                     "lidar" in has,
-                    data.dataroot if data.truth else None,
+                    data.of.dataroot if data.truth else None,
                 )
             )
     if not items:
         raise InputError(
-            f"{data.store} {data.ref}: no accumulated labels of the scenes asked for in {data.dataroot}; "
+            f"{data.store} {data.ref}: no accumulated labels of the scenes asked for in {data.of.dataroot}; "
             "make them with pipelines/accumulate.py"
         )
     return items

@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from torch.utils.data import Dataset
 
 from catalog import Catalog, Version
 from dense_depth import InputError
-from dense_depth.datasets import DatasetName, open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets.nuscenes import DEFAULT_VERSION
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.geometry import SE3, invert
 from dense_depth.images import read_image
@@ -40,29 +40,23 @@ class DataConfig:
     """What to train on.
 
     Attributes:
-        dataset: Format of the dataset; nuScenes' tables have the boxes.
-        dataroot: Folder of the dataset.
-        version: Table folder, such as v1.0-mini.
+        of: The dataset; nuScenes' tables have the boxes.
         depth_source: Kind of the depth labels.
         store: Folder or URL of the label store; not needed for "none".
         ref: The version of the labels: number, tag or "latest".
         train: Scenes or splits to train on.
         val: Scenes or splits to score on.
-        cameras: Cameras; all if none is given.
         max_missing: Greatest share of camera frames without a label.
         past: Past keyframes seen beside the key frame; the detector says how many.
         augmentation: Size of the input and random changes; the detector says.
     """
 
-    dataset: DatasetName
-    dataroot: Path
-    version: str = "v1.0-trainval"
+    of: Annotated[DatasetConfig, tyro.conf.arg(name="")]
     depth_source: DepthSource = "lidar"
     store: str | None = None
     ref: str = "latest"
     train: tuple[str, ...] = ("train",)
     val: tuple[str, ...] = ("val",)
-    cameras: tuple[str, ...] = ()
     max_missing: float = 0.0
     past: tyro.conf.Suppress[int] = 1
     augmentation: tyro.conf.Suppress[AugmentationConfig] = field(default_factory=AugmentationConfig)
@@ -135,11 +129,11 @@ class DetectionData(Dataset[Batch]):
         Raises:
             InputError: The dataset, the version or a scene cannot be used, or too many labels are missing.
         """
-        if config.dataset != "nuscenes":
-            raise InputError(f"--dataset {config.dataset}: has no boxes of nuScenes' classes; train on nuscenes")
+        if config.of.dataset != "nuscenes":
+            raise InputError(f"--dataset {config.of.dataset}: has no boxes of nuScenes' classes; train on nuscenes")
         self._config, self._augment, self._seed = config, augment, seed
-        keyframes = ground_truth(config.dataroot, config.version, names)
-        dataset = open_dataset(config.dataset, config.dataroot, config.version, config.cameras)
+        keyframes = ground_truth(config.of.dataroot, config.of.version or DEFAULT_VERSION, names)
+        dataset = open_dataset(config.of)
         self.items: list[_Item] = []
         self.notes: list[str] = []
         for scene in dataset.scenes(names):
@@ -156,7 +150,7 @@ class DetectionData(Dataset[Batch]):
                 )
                 self.items.append(_Item(scene.token, frames, keyframes[token]))
         if not self.items:
-            raise InputError(f"{config.dataroot}: no keyframes with all cameras in {', '.join(names)}")
+            raise InputError(f"{config.of.dataroot}: no keyframes with all cameras in {', '.join(names)}")
         self._labels = self._open_labels()
 
     def _open_labels(self) -> Version | None:
@@ -166,7 +160,7 @@ class DetectionData(Dataset[Batch]):
             return None
         labelled = {
             (token, row["camera"])
-            for row in version.rows_of(config.depth_source, config.dataset)
+            for row in version.rows_of(config.depth_source, config.of.dataset)
             for token in row["sample_tokens"]
         }
         wanted = [(frame.sample_token, frame.camera) for item in self.items for frame in item.frames[0]]

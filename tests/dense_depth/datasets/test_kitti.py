@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from dense_depth import InputError
-from dense_depth.datasets import kitti, open_dataset
+from dense_depth.datasets import DatasetConfig, kitti, open_dataset
 from dense_depth.geometry import in_image, invert, project, transform
 
 RAW = DATA / "kitti_raw"
@@ -25,13 +25,13 @@ real = pytest.mark.skipif(not RAW.is_dir(), reason=f"needs the real drive in {RA
 
 @pytest.fixture(scope="module")
 def with_oxts():
-    (scene,) = open_dataset("kitti-raw", RAW).scenes()
+    (scene,) = open_dataset(DatasetConfig("kitti-raw", RAW)).scenes()
     return scene
 
 
 @pytest.fixture(scope="module")
 def with_slam():
-    (scene,) = open_dataset("kitti-raw", RAW, poses=POSES, tracks=LABELS).scenes([DRIVE])
+    (scene,) = open_dataset(DatasetConfig("kitti-raw", RAW, poses=POSES, tracks=LABELS)).scenes([DRIVE])
     return scene
 
 
@@ -235,7 +235,7 @@ def tracklets_xml(poses, first=1):
 
 
 def read(root, **options):
-    return list(open_dataset("kitti-raw", root, **options).scenes())
+    return list(open_dataset(DatasetConfig("kitti-raw", root, **options)).scenes())
 
 
 def test_geometry_of_a_hand_made_drive(tmp_path):
@@ -330,7 +330,7 @@ def test_long_drives_are_split(tmp_path):
     drive = write_drive(tmp_path, 450)
     (drive / "tracklet_labels.xml").write_text(tracklets_xml([(10, 2, -1.7, 0)] * 60, first=0))
     write_drive(tmp_path, 2, name=f"{DATE}_drive_0002_sync")
-    dataset = open_dataset("kitti-raw", tmp_path)
+    dataset = open_dataset(DatasetConfig("kitti-raw", tmp_path))
     parts = [f"{NAME}.00{i}" for i in range(3)]
     assert dataset.scene_names == (*parts, f"{DATE}_drive_0002_sync")
     scenes = list(dataset.scenes([NAME]))
@@ -348,20 +348,20 @@ def test_selection(tmp_path):
     write_drive(tmp_path, cameras=("image_02", "image_03"))
     write_drive(tmp_path, name=f"{DATE}_drive_0002_sync")
     assert [scene.cameras for scene in read(tmp_path)] == [("image_02", "image_03"), ("image_02",)]
-    (scene,) = open_dataset("kitti-raw", tmp_path, cameras=["image_03"]).scenes([NAME])
+    (scene,) = open_dataset(DatasetConfig("kitti-raw", tmp_path, cameras=("image_03",))).scenes([NAME])
     assert scene.cameras == ("image_03",)
     with pytest.raises(InputError, match=r"scene 2011: not known; the 2 scenes are .*drive_0001_sync, .*drive_0002"):
-        open_dataset("kitti-raw", tmp_path).scenes(["2011"])
+        open_dataset(DatasetConfig("kitti-raw", tmp_path)).scenes(["2011"])
     with pytest.raises(InputError, match=r"camera image_00: not in .*; there are image_02, image_03"):
-        open_dataset("kitti-raw", tmp_path, cameras=["image_00"])
+        open_dataset(DatasetConfig("kitti-raw", tmp_path, cameras=("image_00",)))
     with pytest.raises(
         InputError, match=r"drive_0002_sync: no frame has a file in velodyne_points/data and .*image_03"
     ):
-        read(tmp_path, cameras=["image_03"])
+        read(tmp_path, cameras=("image_03",))
     with pytest.raises(InputError, match="--poses and --tracks are for one drive"):
         read(tmp_path, poses=tmp_path / "poses.txt")
     with pytest.raises(InputError, match="no drive; expected folders like"):
-        open_dataset("kitti-raw", tmp_path / DATE)
+        open_dataset(DatasetConfig("kitti-raw", tmp_path / DATE))
 
 
 def test_jpeg_images(tmp_path):

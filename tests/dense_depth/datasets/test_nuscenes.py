@@ -8,7 +8,7 @@ from pyquaternion import Quaternion
 from scipy.spatial.transform import Rotation
 
 from dense_depth import InputError
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import in_image, invert, project, transform
 
 ONE_SAMPLE, KEYFRAME = DATA / "nuscenes_one_sample", DATA / "nuscenes_keyframe"
@@ -20,7 +20,7 @@ real = pytest.mark.skipif(not ONE_SAMPLE.is_dir(), reason=f"needs the real sampl
 
 @pytest.fixture(scope="module")
 def one_sample():
-    (scene,) = open_dataset("nuscenes", ONE_SAMPLE, "v1.0-mini").scenes()
+    (scene,) = open_dataset(DatasetConfig("nuscenes", ONE_SAMPLE, "v1.0-mini")).scenes()
     return scene
 
 
@@ -204,7 +204,7 @@ def row_of(tables, table, token):
 
 
 def read(root, names=(), cameras=()):
-    return list(open_dataset("nuscenes", root, VERSION, cameras=cameras).scenes(names))
+    return list(open_dataset(DatasetConfig("nuscenes", root, VERSION, cameras=cameras)).scenes(names))
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def tiny_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_root):
-    return open_dataset("nuscenes", tiny_root, VERSION)
+    return open_dataset(DatasetConfig("nuscenes", tiny_root, VERSION))
 
 
 def test_sweeps_and_frames(tiny, tiny_root):

@@ -1,17 +1,17 @@
 """Training samples: which pixels are shown and asked for, and that every map of a frame is cut from the same place."""
 
 import re
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import changed
 
 import pipelines.runner as runner
 from dense_depth import InputError
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.truth import read_truth
 from dense_depth.label import Label, Source
 from pipelines.accumulate import Arguments, plan
@@ -43,8 +43,8 @@ def hide(mode, **changes):
 
 
 def make(root, store, **changes):
-    arguments = Arguments("nuscenes", root, str(store), version="v1.0-synth", workers=0, scale=0.5)
-    job, _ = plan(replace(arguments, **changes))
+    arguments = Arguments(DatasetConfig("nuscenes", root, "v1.0-synth"), str(store), workers=0, scale=0.5)
+    job, _ = plan(changed(arguments, **changes))
     runner.run(job, workers=0)
 
 
@@ -60,8 +60,8 @@ def store(generated, tmp_path_factory):
 @pytest.fixture
 def frames(generated, store):
     def open_frames(view=WHOLE, config=PLAIN, seed=0, **changes):
-        one = Data("nuscenes", generated, str(store), version="v1.0-synth")
-        return CompletionData([replace(one, **changes)], view, config, seed)
+        one = Data(DatasetConfig("nuscenes", generated, "v1.0-synth"), str(store))
+        return CompletionData([changed(one, **changes)], view, config, seed)
 
     return open_frames
 
@@ -75,9 +75,11 @@ def equal(a, b):
 
 def test_options_of_the_command_line():
     short = Data.parse("dataset=nuscenes,dataroot=/d,store=s3://b/s", "--data")
-    assert short == Data("nuscenes", Path("/d"), "s3://b/s")
+    assert short == Data(DatasetConfig("nuscenes", Path("/d")), "s3://b/s")
     text = "dataset=kitti-raw, dataroot=/d,store=s,ref=good,version=v,scenes=a+b+c,truth=yes,poses=/p=1.txt,repeat=3"
-    expected = Data("kitti-raw", Path("/d"), "s", "good", "v", ("a", "b", "c"), True, Path("/p=1.txt"), 3)
+    expected = Data(
+        DatasetConfig("kitti-raw", Path("/d"), "v", poses=Path("/p=1.txt")), "s", "good", ("a", "b", "c"), True, 3
+    )
     assert Data.parse(text, "--data") == expected
 
 
@@ -101,7 +103,7 @@ def test_wrong_options(text, reason):
 
 
 def test_frames_of_a_version(frames, generated, store):
-    dataset = open_dataset("nuscenes", generated, "v1.0-synth", (), None)
+    dataset = open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth"))
     names = [scene.name for scene in dataset.scenes(())]
     assert len(frames()) == 36 and len(frames(scenes=names[:1])) == 18
     assert len(frames(scenes=names[:1], repeat=3)) == 54
@@ -109,7 +111,7 @@ def test_frames_of_a_version(frames, generated, store):
         item.has_single for item in frames(ref="1").items
     )
     mixed = CompletionData(
-        [Data("nuscenes", generated, str(store), version="v1.0-synth", scenes=(name,)) for name in names],
+        [Data(DatasetConfig("nuscenes", generated, "v1.0-synth"), str(store), scenes=(name,)) for name in names],
         WHOLE,
         HideConfig(),
     )
@@ -137,7 +139,7 @@ def test_versions_and_datasets_that_will_not_do(frames, generated, store, tmp_pa
 
 
 def test_pose_of_the_lidar_is_where_its_points_fall_on_the_label(frames, generated):
-    dataset = open_dataset("nuscenes", generated, "v1.0-synth", (), None)
+    dataset = open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth"))
     paths = {sweep.token: sweep.path for scene in dataset.scenes(()) for sweep in scene.sweeps}
     for item in frames().items[:18:5]:
         maps = seen(item)

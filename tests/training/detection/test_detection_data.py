@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import changed
 from nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from PIL import Image
@@ -15,7 +16,7 @@ from scipy.spatial import cKDTree
 import pipelines.runner as runner
 import training.detection.data as data_module
 from dense_depth import InputError
-from dense_depth.datasets import open_dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert, transform
 from pipelines.accumulate import Arguments, plan
 from training.detection.augmentation import AugmentationConfig
@@ -40,15 +41,15 @@ def store(generated, tmp_path_factory):
 @pytest.fixture
 def opened(generated, store):
     def open_data(names=("synth-0000",), augment=False, seed=0, **changes):
-        config = DataConfig("nuscenes", generated, VERSION, "lidar", store, augmentation=SMALL)
-        return DetectionData(replace(config, **changes), names, augment, seed)
+        config = DataConfig(DatasetConfig("nuscenes", generated, VERSION), "lidar", store, augmentation=SMALL)
+        return DetectionData(changed(config, **changes), names, augment, seed)
 
     return open_data
 
 
 @pytest.fixture(scope="module")
 def scene(generated):
-    return next(open_dataset("nuscenes", generated, VERSION).scenes(["synth-0000"]))
+    return next(open_dataset(DatasetConfig("nuscenes", generated, VERSION)).scenes(["synth-0000"]))
 
 
 def parts(batch):
