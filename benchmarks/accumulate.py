@@ -22,7 +22,7 @@ import numpy as np
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert
-from dense_depth.label import dequantise, label_camera
+from dense_depth.label import label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.synthetic import SynthConfig, generate
 
@@ -151,12 +151,11 @@ def ours(scene, frames, visibility):
     height, width, _ = label_camera(frames[0], 1.0)
     keys = new_keys(height, width)
     cameras = sorted({frame.camera for frame in frames})
-    depth = np.empty((len(cameras), height, width), np.uint16)
-    source, age = (np.empty((len(cameras), height, width), np.uint8) for _ in range(2))
+    depth_m = np.empty((len(cameras), height, width), np.float32)
     for frame in sorted(frames, key=lambda frame: frame.timestamp_us):
         i = cameras.index(frame.camera)
-        render_label(cloud, frame, frame.K, visibility, keys, depth[i], source[i], age[i])
-    return dequantise(depth)
+        depth_m[i] = render_label(cloud, frame, frame.K, visibility, keys)[0].depth_m
+    return depth_m
 
 
 if __name__ == "__main__":

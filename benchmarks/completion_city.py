@@ -24,7 +24,7 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.datasets.truth import read_truth
 from dense_depth.images import read_image
-from dense_depth.label import Label, Source, dequantise, label_camera
+from dense_depth.label import Label, Source, label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.quality.errors import FrameTruth, footprints
 from dense_depth.quality.pictures import colours
@@ -89,13 +89,11 @@ def run(dataroot: Path, checkpoint: Path | None, n_frames: int, window_s: float)
 def read_frame(cloud: SceneCloud, frame: CameraFrame) -> tuple[np.ndarray, Label]:
     """Image and label, cut to the rows at the bottom."""
     height, width, K = label_camera(frame, SCALE)
-    keys, depth = new_keys(height, width), np.empty((height, width), np.uint16)
-    source, age = np.empty((height, width), np.uint8), np.empty((height, width), np.uint8)
-    render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source, age)
+    whole, _ = render_label(cloud, frame, K, VisibilityConfig(), new_keys(height, width))
     K[1, 2] -= height - ROWS
-    cut = (x[-ROWS:] for x in (dequantise(depth), source))
+    cut = (x[-ROWS:] for x in (whole.depth_m, whole.source, whole.age))
     of_frame = {"sample_token": frame.sample_token, "camera": frame.camera, "timestamp_us": frame.timestamp_us}
-    label = Label.from_maps(*cut, age[-ROWS:], K=K, **of_frame)
+    label = Label.from_maps(*cut, K=K, **of_frame)
     return read_image(frame, height, width)[-ROWS:], label
 
 

@@ -4,12 +4,11 @@ What this can and cannot see: the held-out sweep looks from almost the same plac
 pose errors but hardly any see-through points; benchmarks/visibility.py measures those against exact depth.
 """
 
-import numpy as np
 from _recorded import DRIVE, kitti_raw
 
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
-from dense_depth.label import dequantise, label_camera
+from dense_depth.label import label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.quality.errors import DepthErrors
 
@@ -26,14 +25,11 @@ def main() -> None:
         frames = scene.frames_of("image_02")[::EVERY]
         height, width, _ = label_camera(frames[0], 1.0)
         keys = new_keys(height, width)
-        depth = np.empty((height, width), np.uint16)
-        source, age = (np.empty((height, width), np.uint8) for _ in range(2))
         alone = SceneCloud(scene, frames, AccumulationConfig(past_s=0, future_s=0, dynamics="none"))
         untested = VisibilityConfig(visibility="none")
         references = []
         for frame in frames:
-            render_label(alone, frame, frame.K, untested, keys, depth, source, age)
-            references.append(dequantise(depth))
+            references.append(render_label(alone, frame, frame.K, untested, keys)[0].depth_m)
         print(f"{name}: {len(frames)} labels of {DRIVE} without their key sweep, on the key sweep's pixels")
         print("dynamics visibility   labelled %   compared %    MAE m   AbsRel   behind %   in front %")
         for dynamics in ("none", "drop", "boxes"):
@@ -41,9 +37,9 @@ def main() -> None:
             for visibility in (untested, VisibilityConfig()):
                 errors, labelled, compared = DepthErrors(), 0, 0
                 for frame, reference in zip(frames, references):
-                    render_label(cloud, frame, frame.K, visibility, keys, depth, source, age, without=[frame.key_sweep])
-                    errors.add(dequantise(depth), reference)
-                    labelled += (depth > 0).mean() / len(frames)
+                    label, _ = render_label(cloud, frame, frame.K, visibility, keys, without=[frame.key_sweep])
+                    errors.add(label.depth_m, reference)
+                    labelled += (label.depth_m > 0).mean() / len(frames)
                     compared += (reference > 0).sum()
                 mean = errors.means()
                 print(

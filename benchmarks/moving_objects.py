@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from dense_depth.accumulation import AccumulationConfig, SceneCloud, cut_sweep
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert, project, transform
-from dense_depth.label import dequantise, label_camera
+from dense_depth.label import label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.sweeps import read_sweep
 
@@ -71,12 +71,11 @@ def draw(scene, movers) -> str:
     rows = []
     for dynamics in ("none", "boxes"):
         cloud = SceneCloud(scene, [frame], replace(AccumulationConfig(), dynamics=dynamics))
-        depth = np.empty((height, width), np.uint16)
-        source, age = (np.empty((height, width), np.uint8) for _ in range(2))
-        render_label(cloud, frame, K, VisibilityConfig(visibility="none"), new_keys(height, width), depth, source, age)
-        tone = np.clip(np.log(np.maximum(dequantise(depth), 3) / 3) / np.log(60 / 3), 0, 1)
+        untested = VisibilityConfig(visibility="none")
+        depth_m = render_label(cloud, frame, K, untested, new_keys(height, width))[0].depth_m
+        tone = np.clip(np.log(np.maximum(depth_m, 3) / 3) / np.log(60 / 3), 0, 1)
         colour = cv2.applyColorMap((255 * (1 - tone)).astype(np.uint8), cv2.COLORMAP_TURBO)
-        picture = np.where((depth > 0)[..., None], colour, grey)
+        picture = np.where((depth_m > 0)[..., None], colour, grey)
         crops = []
         for track in movers:
             box = track.box_at(frame.timestamp_us)

@@ -31,7 +31,7 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene, boxes_at
 from dense_depth.datasets.truth import read_truth
 from dense_depth.geometry import invert, transform, unproject
-from dense_depth.label import dequantise, label_camera
+from dense_depth.label import label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.quality.errors import FrameTruth, LabelErrors, Verdict, judge, reference_depth
 from dense_depth.sweeps import read_sweep
@@ -120,18 +120,16 @@ def measure(root: Path, found: list[Candidate], scale: float, crop_height: int |
             height, width, K = label_camera(frame, scale)
             n_labels, size = n_labels + 1, f"{width}x{crop_height or height}"
             keys = new_keys(height, width)
-            depth = np.empty((height, width), np.uint16)
-            source, age = (np.empty((height, width), np.uint8) for _ in range(2))
             for candidate in found:
                 cloud = clouds[candidate.accumulation]
                 config = candidate.test if isinstance(candidate.test, VisibilityConfig) else UNTESTED
                 started = time.perf_counter()
-                render_label(cloud, frame, K, config, keys, depth, source, age)
-                depth_m = dequantise(depth)
+                label, _ = render_label(cloud, frame, K, config, keys)
+                depth_m = label.depth_m
                 if not isinstance(candidate.test, VisibilityConfig):
                     depth_m = candidate.test(depth_m, cloud, scene, frame, K)
                 candidate.seconds += time.perf_counter() - started
-                candidate.errors.add(depth_m, source, truth, crop_height)
+                candidate.errors.add(depth_m, label.source, truth, crop_height)
                 verdict = judge(depth_m, reference_depth(depth_m, truth.depth_m))
                 verdict[: height - (crop_height or height)] = Verdict.NONE
                 candidate.trails += trails(verdict, depth_m, scene, frame, K, candidate.accumulation)

@@ -9,10 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dense_depth import InputError
-from dense_depth.label import DEPTH_STEPS_PER_M
 from dense_depth.shards import NAME, SHARD_PATH, FileEntry, ShardContent, ShardFiles, shard_sha256
 
 if TYPE_CHECKING:
@@ -111,9 +108,8 @@ def shard_row(
         shard_id: Names the unit of work: known before its labels are, different whenever they may differ.
         source_shards: Paths of the shards the labels were made from.
     """
-    # Frame by frame, to spare the memory of the worker; 0, no depth, wraps around to the top.
-    lowest = min(int((frame - np.uint16(1)).min()) for frame in content.depth) + 1
-    highest = int(content.depth.max())
+    first, depths = content.labels[0], [label.points().depth_m for label in content.labels]
+    n_labelled = sum(map(len, depths))
     return {
         "shard_id": shard_id,
         "kind": content.kind,
@@ -121,15 +117,15 @@ def shard_row(
         "scene_token": content.scene_token,
         "camera": content.camera,
         "path": shard.path,
-        "n_frames": content.depth.shape[0],
+        "n_frames": len(content.labels),
         "sample_tokens": list(content.sample_tokens),
-        "height": content.depth.shape[1],
-        "width": content.depth.shape[2],
+        "height": first.height,
+        "width": first.width,
         "bytes": shard.bytes,
         "sha256": shard.sha256,
-        "valid_fraction": int(np.count_nonzero(content.depth)) / content.depth.size,
-        "depth_min_m": lowest / DEPTH_STEPS_PER_M if highest else None,
-        "depth_max_m": highest / DEPTH_STEPS_PER_M if highest else None,
+        "valid_fraction": n_labelled / (len(content.labels) * first.height * first.width),
+        "depth_min_m": min(float(depth.min()) for depth in depths if len(depth)) if n_labelled else None,
+        "depth_max_m": max(float(depth.max()) for depth in depths if len(depth)) if n_labelled else None,
         "n_sweeps_min": int(min(content.n_sweeps)),
         "quality": dict.fromkeys(QUALITY) | (quality or {}),
         "source_shards": list(source_shards),

@@ -10,13 +10,13 @@ from typing import Literal
 
 import numba
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16, UInt32
+from jaxtyping import Float, UInt32
 
 from dense_depth import InputError
 from dense_depth.accumulation import SceneCloud, Selection
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.geometry import invert
-from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE
+from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE, Label, dequantise
 
 EMPTY_KEY = np.uint32(0xFFFFFFFF)
 NEAR_M = 0.1  # nearer than any lens sees sharply; keeps the division by depth safe
@@ -322,11 +322,8 @@ def render_label(
     K: Float[np.ndarray, "3 3"],
     config: VisibilityConfig,
     keys: UInt32[np.ndarray, "height width"],
-    depth: UInt16[np.ndarray, "height width"],
-    source: UInt8[np.ndarray, "height width"],
-    age: UInt8[np.ndarray, "height width"],
     without: Sequence[str] = (),
-) -> LabelStats:
+) -> tuple[Label, LabelStats]:
     """Makes the label of one camera frame.
 
     Args:
@@ -334,10 +331,7 @@ def render_label(
         frame: The camera frame.
         K: Intrinsics at the size of the label.
         config: The visibility test.
-        keys: An empty z-buffer, empty again afterwards.
-        depth: Written: depth in 1/256 m, 0 = none.
-        source: Written: ``Source`` codes.
-        age: Written: time between camera and sweep in 0.1 s, 31 = 3.1 s or more; 0 where there is no label.
+        keys: An empty z-buffer of the label's size, empty again afterwards.
         without: Tokens of sweeps to leave out, for held-out checks.
     """
     selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
@@ -346,8 +340,14 @@ def render_label(
     # Cells stay where they are in the whole image, so that the result does not depend on the points.
     top = rows.start - rows.start % _cell_px(K, config)
     n_hidden = hide(keys[top : rows.stop], K, config)
+    depth = np.zeros(keys.shape, np.uint16)
+    source, age = np.zeros(keys.shape, np.uint8), np.zeros(keys.shape, np.uint8)
     _unpack(keys[rows], depth[rows], source[rows], age[rows])
-    for array in (depth, source, age):
-        array[: rows.start] = 0
-        array[rows.stop :] = 0
-    return LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)
+    label = Label.from_maps(
+        *(dequantise(depth), source, age),
+        K=K,
+        sample_token=frame.sample_token,
+        camera=frame.camera,
+        timestamp_us=frame.timestamp_us,
+    )
+    return label, LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)

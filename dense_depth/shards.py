@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
 
 from dense_depth import InputError
-from dense_depth.label import DEPTH_STEPS_PER_M, MAX_AGE, Label, Source, dequantise
+from dense_depth.label import DEPTH_STEPS_PER_M, MAX_AGE, Label, Source, dequantise, quantise
 from dense_depth.store import Bucket, Folder, open_store
 
 SCHEMA_VERSION = 1
@@ -44,15 +43,14 @@ class ShardContent:
     dataset: str
     scene_token: str
     camera: str
-    depth: UInt16[np.ndarray, "T H W"]  # see quantise
-    source: UInt8[np.ndarray, "T H W"]  # Source codes, 0 exactly where depth is 0
-    confidence: UInt8[np.ndarray, "T H W"] | None  # 255 = certain
-    sample_tokens: tuple[str, ...]
-    timestamps_us: tuple[int, ...]
-    K: Float[np.ndarray, "T 3 3"]  # pixels
-    n_sweeps: tuple[int, ...]  # how many sweeps each frame was made from
+    labels: tuple[Label, ...]  # of one size, ordered by time
+    n_sweeps: tuple[int, ...]  # how many sweeps each label was made from
     attributes: dict[str, Any] = field(default_factory=dict)  # anything else worth keeping, as JSON values
-    age: UInt8[np.ndarray, "T H W"] | None = None  # in 0.1 s, before or after; 31 = 3.1 s or more; 0 where depth is 0
+
+    @property
+    def sample_tokens(self) -> tuple[str, ...]:
+        """The keyframes."""
+        return tuple(label.sample_token for label in self.labels)
 
 
 class FileEntry(NamedTuple):
@@ -95,8 +93,13 @@ def shard_sha256(files: Sequence[FileEntry]) -> str:
 
 
 def _arrays(content: ShardContent) -> dict[str, np.ndarray]:
-    arrays = {name: getattr(content, name) for name in FILL_VALUES}
-    return {name: array for name, array in arrays.items() if array is not None}
+    labels = content.labels
+    arrays = {"depth": np.stack([quantise(label.depth_m) for label in labels])}
+    arrays["source"] = np.stack([label.source for label in labels])
+    arrays["age"] = np.stack([label.age for label in labels])
+    if confidences := [label.confidence for label in labels if label.confidence is not None]:
+        arrays["confidence"] = np.stack(confidences)
+    return arrays
 
 
 def _check(content: ShardContent) -> None:
@@ -104,23 +107,19 @@ def _check(content: ShardContent) -> None:
     names = (content.kind, content.dataset, content.scene_token, content.camera, *content.sample_tokens)
     if bad := [name for name in names if not NAME.fullmatch(name)]:
         raise ValueError(f"{where}: {bad[0]!r} is not a name (letters, digits, . _ -, at most 128)")
-    shape = content.depth.shape
-    if len(shape) != 3 or not all(shape) or any(array.shape != shape for array in _arrays(content).values()):
-        raise ValueError(f"{where}: depth, source, confidence and age must have one shape (T,H,W), not empty")
-    if any(array.dtype != _DTYPES[name] for name, array in _arrays(content).items()):
-        raise ValueError(f"{where}: depth must be uint16, source, confidence and age uint8")
-    lists: list[Any] = [content.sample_tokens, content.timestamps_us, content.K, content.n_sweeps]
-    if any(len(values) != shape[0] for values in lists) or len(set(content.sample_tokens)) != shape[0]:
-        raise ValueError(f"{where}: sample_tokens (distinct), timestamps_us, K and n_sweeps need {shape[0]} entries")
-    if content.K.shape[1:] != (3, 3) or not np.isfinite(content.K).all():
-        raise ValueError(f"{where}: K must be finite, (T,3,3)")
-    for frame, (depth, source) in enumerate(zip(content.depth, content.source, strict=True)):
-        if depth.max() == FILL_VALUES["depth"] or source.max() > max(Source):
-            raise ValueError(f"{where}: frame {frame} holds a depth of 65535 or an unknown source code")
-        if not np.array_equal(depth > 0, source > 0):
-            raise ValueError(f"{where}: frame {frame} has a depth without a source, or a source without a depth")
-        if content.age is not None and (content.age[frame] > (depth > 0) * np.uint8(MAX_AGE)).any():
-            raise ValueError(f"{where}: frame {frame} has an age above {MAX_AGE}, or where there is no depth")
+    labels = content.labels
+    if not labels or len(set(content.sample_tokens)) != len(labels) or len(content.n_sweeps) != len(labels):
+        raise ValueError(f"{where}: needs labels of distinct keyframes, and n_sweeps of each")
+    if len({(label.height, label.width, label.labelled.confidence is None) for label in labels}) > 1:
+        raise ValueError(f"{where}: labels must have one size, and all of them a confidence or none")
+    for frame, label in enumerate(labels):
+        if label.K.shape != (3, 3) or not np.isfinite(label.K).all():
+            raise ValueError(f"{where}: K of frame {frame} must be finite, (3,3)")
+        points = label.points()
+        if len(points.u) and not 1 <= points.source.min() <= points.source.max() <= max(Source):
+            raise ValueError(f"{where}: frame {frame} holds an unknown source code, or a depth without a source")
+        if len(points.u) and points.age.max() > MAX_AGE:
+            raise ValueError(f"{where}: frame {frame} has an age above {MAX_AGE}")
 
 
 def _encode(content: ShardContent) -> dict[str, memoryview]:
@@ -133,7 +132,7 @@ def _encode(content: ShardContent) -> dict[str, memoryview]:
     from zarr.storage import MemoryStore
 
     arrays = _arrays(content)
-    dense = np.count_nonzero(content.depth) > DENSE_FRACTION * content.depth.size
+    dense = np.count_nonzero(arrays["depth"]) > DENSE_FRACTION * arrays["depth"].size
     attributes = {
         "format": "dense-depth labels",
         "schema_version": SCHEMA_VERSION,
@@ -141,14 +140,14 @@ def _encode(content: ShardContent) -> dict[str, memoryview]:
         "dataset": content.dataset,
         "scene_token": content.scene_token,
         "camera": content.camera,
-        "image_size": {"width": content.depth.shape[2], "height": content.depth.shape[1]},
+        "image_size": {"width": content.labels[0].width, "height": content.labels[0].height},
         "depth_unit": f"1/{DEPTH_STEPS_PER_M} m",
         "age_unit": f"0.1 s, {MAX_AGE} = {MAX_AGE / 10} s or more",
         "source_codes": {source.name.lower(): source.value for source in Source},
         "sample_tokens": list(content.sample_tokens),
-        "timestamps_us": [int(time_us) for time_us in content.timestamps_us],
+        "timestamps_us": [int(label.timestamp_us) for label in content.labels],
         "n_sweeps": [int(n) for n in content.n_sweeps],
-        "K": content.K.astype(np.float64).tolist(),
+        "K": [label.K.astype(np.float64).tolist() for label in content.labels],
         "frame_crc32c": {
             name: [google_crc32c.value(np.ascontiguousarray(frame)) for frame in array]
             for name, array in arrays.items()

@@ -20,7 +20,7 @@ from dense_depth import InputError, __version__
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene
-from dense_depth.label import Source, label_camera
+from dense_depth.label import Label, Source, label_camera
 from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
 from dense_depth.shards import ShardContent
 from dense_depth.store import absolute
@@ -175,19 +175,18 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
     for shard in shards:
         frames = frames_of[shard.camera]
         height, width, _ = label_camera(frames[0], recipe.scale)
-        depth = np.empty((len(frames), height, width), np.uint16)
-        source, age = (np.empty((len(frames), height, width), np.uint8) for _ in range(2))
         keys = new_keys(height, width)
-        intrinsics, stats = [], []
-        for t, frame in enumerate(frames):
+        labels, stats = [], []
+        for frame in frames:
             *size, K = label_camera(frame, recipe.scale)
             if size != [height, width]:
                 raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, unlike {frames[0].path.name}")
-            intrinsics.append(K)
-            stats.append(render_label(cloud, frame, K, recipe.visibility, keys, depth[t], source[t], age[t]))
-            if stats[-1].n_sweeps < recipe.min_sweeps:
+            label, stat = render_label(cloud, frame, K, recipe.visibility, keys)
+            labels.append(label)
+            stats.append(stat)
+            if stat.n_sweeps < recipe.min_sweeps:
                 raise InputError(
-                    f"{frame.sample_token} {frame.camera}: {stats[-1].n_sweeps} sweeps, --min-sweeps asks for "
+                    f"{frame.sample_token} {frame.camera}: {stat.n_sweeps} sweeps, --min-sweeps asks for "
                     f"{recipe.min_sweeps}; widen --past-s and --future-s or lower it"
                 )
         dropped = cloud.dropped_of(frames)
@@ -196,24 +195,18 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
             dataset=scene.dataset,
             scene_token=scene.token,
             camera=shard.camera,
-            depth=depth,
-            source=source,
-            confidence=None,
-            sample_tokens=tuple(frame.sample_token for frame in frames),
-            timestamps_us=tuple(frame.timestamp_us for frame in frames),
-            K=np.stack(intrinsics),
+            labels=tuple(labels),
             n_sweeps=tuple(stat.n_sweeps for stat in stats),
             attributes={"dropped_sweeps": sorted(dropped)} if dropped else {},
-            age=age,
         )
-        quality = _quality(source, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
+        quality = _quality(labels, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
         yield Made(shard.shard_id, content, quality)
 
 
-def _quality(source: np.ndarray, stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:
+def _quality(labels: Sequence[Label], stats: Sequence[LabelStats], reasons: np.ndarray) -> dict[str, float | None]:
     """The figures of a manifest row: what the labels are made of, and what was left out and why."""
-    pixels = {code: sum(int(np.count_nonzero(frame == code)) for frame in source) for code in Source}
-    labelled = max(source.size - pixels[Source.NONE], 1)
+    pixels = np.sum([np.bincount(label.points().source, minlength=len(Source)) for label in labels], axis=0)
+    labelled = max(int(pixels.sum()), 1)
     hidden = sum(stat.n_hidden for stat in stats)
     return {
         "n_points": float(sum(stat.n_points for stat in stats)),

@@ -365,23 +365,15 @@ class LabelMaker:
 
     def assemble(self, shard_id: str, row: Row, labels: Sequence[Label]) -> Made:
         """A shard of completed labels, made from the shard of a manifest row."""
-        confidences = [label.confidence for label in labels if label.confidence is not None]
-        source, confidence = np.stack([label.source for label in labels]), np.stack(confidences)
         content = ShardContent(
             kind=self.recipe.kind,
             dataset=row["dataset"],
             scene_token=row["scene_token"],
             camera=row["camera"],
-            depth=np.stack([quantise(label.depth_m) for label in labels]),
-            source=source,
-            confidence=confidence,
-            sample_tokens=tuple(label.sample_token for label in labels),
-            timestamps_us=tuple(label.timestamp_us for label in labels),
-            K=np.stack([label.K for label in labels]),
+            labels=tuple(labels),
             n_sweeps=(row["n_sweeps_min"],) * len(labels),
-            age=np.stack([label.age for label in labels]),
         )
-        return Made(shard_id, content, _quality(source, confidence), (row["path"],))
+        return Made(shard_id, content, _quality(labels), (row["path"],))
 
 
 def fill(label: Label, completion: "Completion", min_confidence: float) -> Label:
@@ -408,10 +400,11 @@ def fill(label: Label, completion: "Completion", min_confidence: float) -> Label
     )
 
 
-def _quality(source: np.ndarray, confidence: np.ndarray) -> dict[str, float | None]:
+def _quality(labels: Sequence[Label]) -> dict[str, float | None]:
     """The figures of a manifest row: what the labels are made of, and how sure the completed ones are."""
-    pixels = np.bincount(source.reshape(-1), minlength=len(Source))
-    labelled, completed = max(source.size - pixels[Source.NONE], 1), pixels[Source.COMPLETED]
+    source, confidence = (np.concatenate([label.points()[i] for label in labels]) for i in (3, 5))
+    pixels = np.bincount(source, minlength=len(Source))
+    labelled, completed = max(len(source), 1), pixels[Source.COMPLETED]
     return {
         "key_fraction": pixels[Source.KEY_SWEEP] / labelled,
         "static_fraction": pixels[Source.STATIC] / labelled,

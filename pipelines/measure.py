@@ -15,7 +15,7 @@ from dense_depth.accumulation import SceneCloud
 from dense_depth.datasets import Dataset
 from dense_depth.datasets.scene import Scene
 from dense_depth.datasets.truth import read_truth
-from dense_depth.label import dequantise, label_camera
+from dense_depth.label import label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.quality.errors import DepthErrors, FrameTruth, LabelErrors
 from pipelines import accumulate
@@ -230,9 +230,7 @@ def hold_out_key_sweep(loaded: tuple[Scene, accumulate.Recipe], shards: Sequence
         for frame in scene.frames_of(shard.camera):
             height, width, K = label_camera(frame, recipe.scale)
             keys = new_keys(height, width)
-            source, age = (np.empty((height, width), np.uint8) for _ in range(2))
-            depth, reference = (np.empty((height, width), np.uint16) for _ in range(2))
-            render_label(alone, frame, K, as_seen, keys, reference, source, age)
-            render_label(cloud, frame, K, recipe.visibility, keys, depth, source, age, without=[frame.key_sweep])
-            errors.add(dequantise(depth), dequantise(reference))
+            reference, _ = render_label(alone, frame, K, as_seen, keys)
+            label, _ = render_label(cloud, frame, K, recipe.visibility, keys, without=[frame.key_sweep])
+            errors.add(label.depth_m, reference.depth_m)
         yield {"shard_id": shard.shard_id, "errors": errors}

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
 from dense_depth.geometry import invert, se3, transform
+from dense_depth.label import Label
 from dense_depth.shards import ShardContent
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
@@ -84,35 +85,40 @@ def content(
     """Random labels: every pixel is as likely as any other, so a mixed-up frame differs."""
     rng = np.random.default_rng(seed)
     valid = rng.random(SHAPE) < fraction
+    depth_m = np.where(valid, rng.integers(1, 65534, SHAPE), 0).astype(np.float32) / 256
+    source, confidences, ages = (
+        np.where(valid, rng.integers(low, high, SHAPE), 0).astype(np.uint8) for low, high in ((1, 5), (1, 256), (0, 32))
+    )
+    labels = tuple(
+        Label.from_maps(
+            *(depth_m[t], source[t], ages[t] if age else None, confidences[t] if confidence else None),
+            K=np.array([[1266.417203046554, 0, 816.2670197447984], [0, 1266.4, 491.5], [0, 0, 1]]),
+            sample_token=f"sample{seed}-{t}",
+            camera="CAM_FRONT",
+            timestamp_us=1_533_151_603_512_404 + 500_000 * t,
+        )
+        for t in range(SHAPE[0])
+    )
     made = ShardContent(
         kind="accumulated",
         dataset="synthetic",
         scene_token=f"scene{seed}",
         camera="CAM_FRONT",
-        depth=np.where(valid, rng.integers(1, 65534, SHAPE), 0).astype(np.uint16),
-        source=np.where(valid, rng.integers(1, 5, SHAPE), 0).astype(np.uint8),
-        confidence=np.where(valid, rng.integers(1, 256, SHAPE), 0).astype(np.uint8) if confidence else None,
-        sample_tokens=tuple(f"sample{seed}-{t}" for t in range(SHAPE[0])),
-        timestamps_us=tuple(1_533_151_603_512_404 + 500_000 * t for t in range(SHAPE[0])),
-        K=np.array([[1266.417203046554, 0, 816.2670197447984], [0, 1266.4, 491.5], [0, 0, 1]]) + np.zeros((4, 1, 1)),
+        labels=labels,
         n_sweeps=(9, 8, 7, 6),
         attributes={"note": "test"},
-        age=np.where(valid, rng.integers(0, 32, SHAPE), 0).astype(np.uint8) if age else None,
     )
     return dataclasses.replace(made, **changes)
 
 
 def assert_label(label, expected: ShardContent, t: int) -> None:
-    np.testing.assert_array_equal(label.depth_m, expected.depth[t].astype(np.float64) / 256)
-    np.testing.assert_array_equal(label.source, expected.source[t])
-    if expected.confidence is None:
-        assert label.confidence is None
-    else:
-        np.testing.assert_array_equal(label.confidence, expected.confidence[t])
-    np.testing.assert_array_equal(label.age, 0 if expected.age is None else expected.age[t])
-    np.testing.assert_array_equal(label.K, expected.K[t])
-    assert (label.sample_token, label.camera) == (expected.sample_tokens[t], expected.camera)
-    assert label.timestamp_us == expected.timestamps_us[t]
+    """A label that was read is label ``t`` of what was written."""
+    other = expected.labels[t]
+    for name in ("depth_m", "source", "age", "confidence"):
+        np.testing.assert_array_equal(getattr(label, name), getattr(other, name))
+    np.testing.assert_array_equal(label.K, other.K)
+    names = ("sample_token", "camera", "timestamp_us", "height", "width")
+    assert [getattr(label, name) for name in names] == [getattr(other, name) for name in names]
 
 
 def changed(options, **changes):

@@ -105,9 +105,9 @@ def test_commit_and_read(cat, root):
     with pytest.raises(InputError, match="no label fits"):
         version.read("sample1-0", "CAM_BACK")
     row = next(row for row in version.rows() if row["scene_token"] == "scene1")
-    depth = labels.depth
-    assert row["valid_fraction"] == (depth > 0).mean()
-    assert (row["depth_min_m"], row["depth_max_m"]) == (depth[depth > 0].min() / 256, depth.max() / 256)
+    depth_m = np.stack([label.depth_m for label in labels.labels])
+    assert row["valid_fraction"] == (depth_m > 0).mean()
+    assert (row["depth_min_m"], row["depth_max_m"]) == (depth_m[depth_m > 0].min(), depth_m.max())
     assert (row["n_sweeps_min"], row["n_frames"], row["height"], row["width"]) == (6, 4, 24, 32)
     assert row["quality"]["n_points"] == 12 and row["quality"]["dropped_ego"] is None
     assert cat.verify("latest") == []
@@ -115,8 +115,7 @@ def test_commit_and_read(cat, root):
 
 
 def test_kinds_of_one_frame(cat, root):
-    version = commit(cat, add(root, 1), add(root, 1, kind="lidar", depth=np.zeros_like(content().depth),
-                                            source=np.zeros_like(content().source)))  # fmt: skip
+    version = commit(cat, add(root, 1), add(root, 1, kind="lidar", labels=content(1, fraction=0).labels))
     with pytest.raises(InputError, match=r"several labels fit .*accumulated \(synthetic\), lidar \(synthetic\)"):
         version.read("sample1-0", "CAM_FRONT")
     assert version.read("sample1-0", "CAM_FRONT", "lidar").depth_m.max() == 0

@@ -62,15 +62,12 @@ def test_labels_agree_with_truth(generated):
         errors, relative = [], []
         for frame in frames:
             height, width, K = label_camera(frame, 1.0)
-            depth = np.empty((height, width), np.uint16)
-            source, age = (np.empty((height, width), np.uint8) for _ in range(2))
-            render_label(
-                cloud, frame, K, VisibilityConfig(visibility=visibility), new_keys(height, width), depth, source, age
-            )
+            config = VisibilityConfig(visibility=visibility)
+            depth_m = render_label(cloud, frame, K, config, new_keys(height, width))[0].depth_m
             true = np.asarray(truth.depth_m[truth.sample_tokens.index(frame.sample_token)])
-            both = (depth > 0) & (true > 0)
-            errors.append((depth / 256 - true)[both])
-            relative.append((np.abs(depth / 256 - true) / np.maximum(true, 1))[both])
+            both = (depth_m > 0) & (true > 0)
+            errors.append((depth_m - true)[both])
+            relative.append((np.abs(depth_m - true) / np.maximum(true, 1))[both])
         error = np.concatenate(errors)
         behind[visibility], shares[visibility] = (error > 0.5).mean(), (np.concatenate(relative) < 0.05).mean()
     assert shares["quadrants"] > 0.97

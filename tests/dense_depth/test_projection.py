@@ -10,7 +10,7 @@ from dense_depth import InputError
 from dense_depth.accumulation import SceneCloud
 from dense_depth.datasets.scene import CameraFrame, Scene, Sweep
 from dense_depth.geometry import in_image, invert, pixel_of, project, se3
-from dense_depth.label import Source, label_camera
+from dense_depth.label import Source, label_camera, quantise
 from dense_depth.projection import EMPTY_KEY, VisibilityConfig, hide, new_keys, render_label, splat
 
 NO_TEST = VisibilityConfig(visibility="none")
@@ -18,10 +18,8 @@ NO_TEST = VisibilityConfig(visibility="none")
 
 def rendered(cloud, frame, scale=1.0, config=NO_TEST, **kwargs):
     height, width, K = label_camera(frame, scale)
-    depth = np.empty((height, width), np.uint16)
-    source, age = (np.full((height, width), 77, np.uint8) for _ in range(2))
-    stats = render_label(cloud, frame, K, config, new_keys(height, width), depth, source, age, **kwargs)
-    return depth, source, age, stats
+    label, stats = render_label(cloud, frame, K, config, new_keys(height, width), **kwargs)
+    return quantise(label.depth_m), label.source, label.age, stats
 
 
 def reference(cloud, frame, scale, without):
@@ -239,13 +237,11 @@ def test_labels_leave_the_zbuffer_empty_and_count(tmp_path):
     cloud = SceneCloud(scene, [frame], CONFIG)
     height, width, K = label_camera(frame, 1.0)
     keys = new_keys(height, width)
-    depth = np.empty((height, width), np.uint16)
-    source, age = (np.empty((height, width), np.uint8) for _ in range(2))
-    first = render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source, age)
+    label, first = render_label(cloud, frame, K, VisibilityConfig(), keys)
     assert (keys == EMPTY_KEY).all()
-    again = depth.copy()
-    assert render_label(cloud, frame, K, VisibilityConfig(), keys, depth, source, age) == first
-    assert (again == depth).all()
+    again, second = render_label(cloud, frame, K, VisibilityConfig(), keys)
+    assert second == first
+    assert (again.depth_m == label.depth_m).all() and label.depth_m.any()
     held_out = rendered(cloud, frame, without=["s2"])
     assert not (held_out[1] == Source.KEY_SWEEP).any()
     assert held_out[3].n_sweeps == first.n_sweeps - 1

@@ -17,7 +17,7 @@ from catalog.manifest import Row, shard_row
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.truth import read_truth
-from dense_depth.label import Source, dequantise, quantise
+from dense_depth.label import Label, Source, dequantise, quantise
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.shards import ShardContent, write_shard
 from pipelines import accumulate, evaluate
@@ -163,11 +163,9 @@ def test_without_the_key_sweep_on_its_pixels(generated, store, monkeypatch, caps
                 (AccumulationConfig(), VisibilityConfig(), [frame.key_sweep]),
                 (key_only, VisibilityConfig(visibility="none"), []),
             ):
-                depth = np.empty((225, 400), np.uint16)
-                source, age = (np.empty((225, 400), np.uint8) for _ in range(2))
                 cloud = SceneCloud(scene, frames, config)
-                render_label(cloud, frame, frame.K, visibility, new_keys(225, 400), depth, source, age, without=without)
-                maps.append(dequantise(depth))
+                label, _ = render_label(cloud, frame, frame.K, visibility, new_keys(225, 400), without=without)
+                maps.append(label.depth_m)
             both = (maps[0] > 0) & (maps[1] > 0)
             error += [(maps[0] - maps[1])[both]]
             n_key += np.count_nonzero(maps[1])
@@ -234,12 +232,16 @@ def complete(root: Path, store: Path) -> list[Row]:
         dataset="nuscenes",
         scene_token=given["scene_token"],
         camera="CAM_FRONT",
-        depth=quantise(depth_m),
-        source=source,
-        confidence=confidence,
-        sample_tokens=tuple(given["sample_tokens"]),
-        timestamps_us=tuple(label.timestamp_us for label in labels),
-        K=np.stack([label.K for label in labels]),
+        labels=tuple(
+            Label.from_maps(
+                *(dequantise(quantise(depth_m[t])), source[t], None, confidence[t]),
+                K=label.K,
+                sample_token=label.sample_token,
+                camera="CAM_FRONT",
+                timestamp_us=label.timestamp_us,
+            )
+            for t, label in enumerate(labels)
+        ),
         n_sweeps=(1,) * len(labels),
     )
     recipe = {"method": "hand-made"}
