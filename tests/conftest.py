@@ -5,6 +5,7 @@ Tests import the plain functions by ``from conftest import make_scene``.
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from dense_depth.label import Label
 from dense_depth.shards import ShardContent
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
+
+# Processes that tests start import helpers from here too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 DATA = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
@@ -127,3 +131,58 @@ def changed(options, **changes):
     config = getattr(options, name)
     of_dataset = {option: changes.pop(option) for option in tuple(changes) if hasattr(config, option)}
     return dataclasses.replace(options, **{name: dataclasses.replace(config, **of_dataset)}, **changes)
+
+
+def die_at(step: int) -> None:
+    """Arranges that this process kills itself at its ``step``-th file operation; odd steps are half done."""
+    import builtins
+
+    counter = [0]
+
+    def wrap(function):
+        def wrapped(*args, **kwargs):
+            counter[0] += 1
+            if counter[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            counter[0] += 1
+            if counter[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    def torn_open(path, mode="r", *args, **kwargs):
+        file = plain_open(path, mode, *args, **kwargs)
+        counter[0] += "x" in mode
+        if "x" in mode and counter[0] == step:
+            os.write(file.fileno(), b"torn")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return file
+
+    plain_open, builtins.open = builtins.open, torn_open
+    for name in ("fsync", "rename", "replace", "link", "mkdir", "utime"):
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def run_with_deaths(prepare, work, check, limit: int = 400) -> int:
+    """Runs ``work`` in forked processes that are killed at the 1st, 2nd, ... file operation, until one survives."""
+    for step in range(1, limit):
+        prepare(step)
+        child = os.fork()
+        if child == 0:
+            die_at(step)
+            try:
+                work(step)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL), f"step {step}: status {status}"
+        check(step)
+        if status == 0:
+            return step
+    raise AssertionError("no process survived")

@@ -288,7 +288,8 @@ def test_tries_are_bounded(cat, root, monkeypatch):
 
 
 KILL_SCRIPT = """
-import os, sys, test_catalog as c, test_storage as t
+import os, sys, test_catalog as c
+from conftest import run_with_deaths
 root = sys.argv[1]
 rows = {}
 def prepare(step):
@@ -301,7 +302,7 @@ def check(step):
     cat = c.Catalog(f"{root}/{step}")
     assert cat.version("latest").number in (1, 2)
     assert cat.verify("latest") == [] == cat.verify(1)
-print(t.run_with_deaths(prepare, work, check))
+print(run_with_deaths(prepare, work, check))
 """
 
 

@@ -336,63 +336,9 @@ def test_extra_file_is_reported(tmp_path):
     assert reader_verify(tmp_path, shard) == [f"{shard.path}/depth/c/0/0/1: not in the manifest"]
 
 
-def die_at(step: int) -> None:
-    """Arranges that this process kills itself at its ``step``-th file operation; odd steps are half done."""
-    import builtins
-
-    counter = [0]
-
-    def wrap(function):
-        def wrapped(*args, **kwargs):
-            counter[0] += 1
-            if counter[0] == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*args, **kwargs)
-            counter[0] += 1
-            if counter[0] == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return wrapped
-
-    def torn_open(path, mode="r", *args, **kwargs):
-        file = plain_open(path, mode, *args, **kwargs)
-        counter[0] += "x" in mode
-        if "x" in mode and counter[0] == step:
-            os.write(file.fileno(), b"torn")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return file
-
-    plain_open, builtins.open = builtins.open, torn_open
-    for name in ("fsync", "rename", "replace", "link", "mkdir", "utime"):
-        setattr(os, name, wrap(getattr(os, name)))
-
-
-def run_with_deaths(prepare, work, check, limit: int = 400) -> int:
-    """Runs ``work`` in forked processes that are killed at the 1st, 2nd, ... file operation, until one survives."""
-    for step in range(1, limit):
-        prepare(step)
-        child = os.fork()
-        if child == 0:
-            die_at(step)
-            try:
-                work(step)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL), f"step {step}: status {status}"
-        check(step)
-        if status == 0:
-            return step
-    raise AssertionError("no process survived")
-
-
 KILL_SCRIPT = """
-import os, sys, test_storage as t
+import os, sys, test_shards as t
+from conftest import run_with_deaths
 root = sys.argv[1]
 def prepare(step):
     os.mkdir(f"{root}/{step}")
@@ -404,7 +350,7 @@ def check(step):
     assert len(found) <= 1, found
     for path in found:  # whatever has a final name is whole
         assert sum(len(files) for _, _, files in os.walk(f"{root}/{step}/{path}")) == 7, step
-print(t.run_with_deaths(prepare, work, check))
+print(run_with_deaths(prepare, work, check))
 """
 
 

@@ -165,7 +165,9 @@ def test_a_second_run_makes_nothing_and_a_dry_run_says_so(generated, reference):
 
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(generated, reference, store, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import Fault
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
+    )  # workers import Fault
     report = run(arguments(generated, store, workers=2), Fault(store.parent / "marker", 1, "kill"))
     assert len(list(store.parent.glob("marker*"))) == 1
     assert report.manifest == reference.manifest and not report.failed

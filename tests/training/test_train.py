@@ -36,11 +36,8 @@ def store(generated, tmp_path_factory) -> str:
     for kind in ("lidar", "accumulated"):
         job, _ = accumulate.plan(
             accumulate.Arguments(
-                "nuscenes",
-                generated,
+                DatasetConfig("nuscenes", generated, "v1.0-synth", ("CAM_FRONT", "CAM_BACK")),
                 path,
-                "v1.0-synth",
-                cameras=("CAM_FRONT", "CAM_BACK"),
                 kind=kind,
                 accumulation=AccumulationConfig(),
             )

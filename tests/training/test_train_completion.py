@@ -21,6 +21,7 @@ import training.train_completion as trainer
 from dense_depth import InputError
 from dense_depth.completion.network import SIZES, CompletionNetwork, NetworkConfig, Prediction
 from dense_depth.completion.predict import Calibration, load_checkpoint, open_completer, save_checkpoint
+from dense_depth.datasets import DatasetConfig
 from dense_depth.label import Label
 from pipelines.accumulate import Arguments as Accumulate
 from pipelines.accumulate import plan
@@ -36,7 +37,7 @@ SCRIPT = Path(trainer.__file__)
 def data(generated, tmp_path_factory):
     """The text of --data: labels at half the size, of the generated dataset."""
     store = tmp_path_factory.mktemp("training") / "store"
-    job, _ = plan(Accumulate("nuscenes", generated, str(store), version="v1.0-synth", workers=0, scale=0.5))
+    job, _ = plan(Accumulate(DatasetConfig("nuscenes", generated, "v1.0-synth"), str(store), workers=0, scale=0.5))
     runner.run(job, workers=0)
     return f"dataset=nuscenes,dataroot={generated},version=v1.0-synth,store={store}"
 

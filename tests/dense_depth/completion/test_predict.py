@@ -153,13 +153,12 @@ def test_confidence_follows_the_table_and_sky_has_none(checkpoint):
 def test_a_label_without_ages_is_one_of_age_zero_and_views_of_arrays_will_do(checkpoint):
     image, label = scene(3)
     complete = open_completer("network", checkpoint).complete
-    without = complete(image, dataclasses.replace(label, age=None))
-    zero = complete(image, dataclasses.replace(label, age=np.zeros_like(label.age)))
-    assert all(np.array_equal(x, y) for x, y in zip(without, zero))
-    views = dataclasses.replace(
-        label, **{x: getattr(label, x)[::-1].copy()[::-1] for x in ("depth_m", "source", "age")}
-    )
-    again = complete(image[..., ::-1].copy()[..., ::-1], views)
+    ages = np.zeros_like(label.points().age)
+    fresh = dataclasses.replace(label, labelled=label.points()._replace(age=ages))
+    of_frame = {"K": label.K, "sample_token": "sample", "camera": "CAM_FRONT", "timestamp_us": 0}
+    without = complete(image, Label.from_maps(label.depth_m, label.source, **of_frame))
+    assert all(np.array_equal(x, y) for x, y in zip(without, complete(image, fresh)))
+    again = complete(image[..., ::-1].copy()[..., ::-1], label)
     assert all(np.array_equal(x, y) for x, y in zip(complete(image, label), again))
     with pytest.raises(ValueError, match="pixels and a label of"):
         complete(image[1:], label)
@@ -181,7 +180,8 @@ def test_ip_basic_takes_no_checkpoint(checkpoint):
     depth_m, confidence = completer.complete(image, label)
     np.testing.assert_array_equal(depth_m, ip_basic(label.depth_m))
     assert confidence.dtype == np.uint8 and confidence[label.depth_m > 0].min() > confidence.min()
-    nothing = dataclasses.replace(label, depth_m=np.zeros_like(label.depth_m))
+    of_frame = {"K": label.K, "sample_token": "sample", "camera": "CAM_FRONT", "timestamp_us": 0}
+    nothing = Label.from_maps(np.zeros_like(label.depth_m), label.source, **of_frame)
     assert not any(x.any() for x in completer.complete(image, nothing))
     with pytest.raises(InputError, match=r"^--checkpoint .*: --method ip-basic has none$"):
         open_completer("ip-basic", checkpoint)

@@ -32,8 +32,10 @@ HEIGHT, WIDTH = SMALL.height, SMALL.width
 def store(generated, tmp_path_factory):
     """Single sweeps, of the first scene alone, in half the size of the images."""
     path = tmp_path_factory.mktemp("detection") / "store"
-    arguments = Arguments("nuscenes", generated, str(path), version=VERSION, workers=0, scale=0.5, kind="lidar")
-    job, _ = plan(replace(arguments, scenes=("synth-0000",)))
+    arguments = Arguments(
+        DatasetConfig("nuscenes", generated, VERSION), str(path), ("synth-0000",), workers=0, scale=0.5, kind="lidar"
+    )
+    job, _ = plan(arguments)
     runner.run(job, workers=0)
     return str(path)
 
