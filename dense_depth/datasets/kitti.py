@@ -19,6 +19,7 @@ from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
 from dense_depth.datasets.kitti_files import (
     MAX_TILT_DEG,
+    KittiBox,
     frame_files,
     image_size,
     read_calib,
@@ -30,7 +31,7 @@ from dense_depth.datasets.kitti_files import (
     read_tracking,
     read_tracklets,
 )
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.scene import Box, CameraFrame, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import SE3, invert, se3
 
 SCENE_KEYFRAMES = 200  # a shard holds a whole scene in memory, so longer drives are split
@@ -65,6 +66,10 @@ class KittiRawDataset:
     def scene_names(self) -> tuple[str, ...]:
         """Names of all scenes: drive folders, or ``<drive>.000``, ``<drive>.001``, ... of a long drive."""
         return tuple(name for drive in self._drives.values() for name in drive.parts)
+
+    def splits(self) -> dict[str, list[str]]:
+        """None: KITTI raw has no splits."""
+        return {}
 
     def scenes(self, names: Sequence[str] = ()) -> Iterator[Scene]:
         """Reads the scenes with these names, all scenes of the drives with these names, or everything.
@@ -152,12 +157,17 @@ class _Drive:
                 for i in keyframes
                 if i in images
             )
-            here = (
+            here = tuple(
                 replace(track, boxes=boxes)
                 for track in tracks or ()
                 if (boxes := tuple(box for box in track.boxes if first_us <= box.timestamp_us <= last_us))
             )
-            yield Scene("kitti-raw", name, name, tuple(sweeps), tuple(frames), tuple(here), tuple(notes))
+            seen = defaultdict(list)
+            for track in here:
+                for time_us in track.times_us:
+                    seen[time_us].append(track.token)
+            instants = (Keyframe(token[i], times_us[i], world_SE3_velo[i], tuple(seen[times_us[i]])) for i in keyframes)
+            yield Scene("kitti-raw", name, name, tuple(sweeps), tuple(frames), here, tuple(notes), tuple(instants))
 
     def _world_SE3_velo(self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None) -> dict[int, SE3]:
         """Sensor poses by frame."""
@@ -181,17 +191,21 @@ class _Drive:
         path = tracks_file or self.folder / "tracklet_labels.xml"
         if not tracks_file and not path.exists():
             return None
-        labels = read_tracking(path, invert(cam0_SE3_velo)) if tracks_file else read_tracklets(path)
-        boxes: dict[str, list[Box]] = defaultdict(list)
-        category: dict[str, str] = {}
-        for label in sorted(labels, key=lambda label: (label.track, label.frame)):
-            if (label.size_lwh_m <= 0).any():
-                raise InputError(f"{path}: {label.track}, frame {label.frame}: a size is not positive")
-            if label.frame in times_us and label.frame in poses:
-                world_SE3_box = poses[label.frame] @ label.velo_SE3_box
-                boxes[label.track].append(Box(times_us[label.frame], world_SE3_box, label.size_lwh_m))
-                category.setdefault(label.track, label.category)
-        return [Track(track, category[track], tuple(boxes[track])) for track in boxes]
+        read = read_tracking(path, invert(cam0_SE3_velo)) if tracks_file else read_tracklets(path)
+        of_track: dict[str, list[KittiBox]] = defaultdict(list)
+        for box in sorted(read, key=lambda box: (box.track, box.frame)):
+            if (box.size_lwh_m <= 0).any():
+                raise InputError(f"{path}: {box.track}, frame {box.frame}: a size is not positive")
+            if box.frame in times_us and box.frame in poses:
+                of_track[box.track].append(box)
+        tracks = []
+        for token, boxes in of_track.items():
+            times = [times_us[box.frame] for box in boxes]
+            world_SE3_box = np.stack([poses[box.frame] @ box.velo_SE3_box for box in boxes])
+            velocities = box_velocities(times, world_SE3_box[:, :3, 3])
+            parts = zip(times, world_SE3_box, [box.size_lwh_m for box in boxes], velocities)
+            tracks.append(Track(token, boxes[0].category, tuple(Box(*part) for part in parts)))
+        return tracks
 
     def _notes(self) -> list[str]:
         notes = []

@@ -19,7 +19,7 @@ import numpy as np
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.scene import Box, CameraFrame, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import rotation_from_quaternion
 
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ class NuScenesDataset:
         Raises:
             InputError: A name is unknown, a chain of rows is broken, or a calibration cannot be.
         """
-        splits = self._splits() if set(names) - set(self._scene_rows) else {}
+        splits = self.splits() if set(names) - set(self._scene_rows) else {}
         selected = set() if names else set(self._scene_rows)
         for name in names:
             if name not in self._scene_rows and name not in splits:
@@ -106,7 +106,12 @@ class NuScenesDataset:
             selected |= found
         return (self._scene(row) for name, row in self._scene_rows.items() if name in selected)
 
-    def _splits(self) -> dict[str, list[str]]:
+    def splits(self) -> dict[str, list[str]]:
+        """The official splits and those in ``splits.json`` in the table folder, which go first.
+
+        Raises:
+            InputError: ``splits.json`` cannot be read, or is no map from names to lists.
+        """
         from nuscenes.utils.splits import create_splits_scenes
 
         path = self._folder / "splits.json"
@@ -141,7 +146,7 @@ class NuScenesDataset:
             notes.append(f"{name}: nbr_samples is {scene['nbr_samples']} but the sample table has {len(samples)}")
 
         sweep_rows = self._channel(token, name, LIDAR, notes)
-        key_sweeps = self._keyframes(samples, sweep_rows, name, LIDAR)
+        key_sweeps = self._key_rows(samples, sweep_rows, name, LIDAR)
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in sweep_rows]
         # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
         forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1)
@@ -154,9 +159,11 @@ class NuScenesDataset:
         for camera in self._cameras:
             if self._all_cameras and not self._data[token, camera]:
                 continue  # this scene was recorded without it
-            rows = self._keyframes(samples, self._channel(token, name, camera, notes), name, camera)
+            rows = self._key_rows(samples, self._channel(token, name, camera, notes), name, camera)
             frames += map(self._frame, rows, self._world_SE3_sensor(rows), [row["token"] for row in key_sweeps])
-        return Scene("nuscenes", token, name, sweeps, tuple(frames), self._tracks(name, samples, notes), tuple(notes))
+        tracks = self._tracks(name, samples, notes)
+        keyframes = self._keyframes(samples, key_sweeps)
+        return Scene("nuscenes", token, name, sweeps, tuple(frames), tracks, tuple(notes), keyframes)
 
     def _channel(self, scene_token: str, name: str, channel: str, notes: list[str]) -> list[Row]:
         """All rows of a channel in order of time, between keyframes too."""
@@ -166,7 +173,7 @@ class NuScenesDataset:
         check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
         return rows
 
-    def _keyframes(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
+    def _key_rows(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
         """The row of each sample."""
         row_of: dict[str, Row] = {}
         for row in rows:
@@ -193,6 +200,18 @@ class NuScenesDataset:
             key_sweep=key_sweep,
         )
 
+    def _keyframes(self, samples: list[Row], key_sweeps: list[Row]) -> tuple[Keyframe, ...]:
+        poses = _poses("ego_pose", [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in key_sweeps])
+        return tuple(
+            Keyframe(
+                _safe(sample["token"], "sample"),
+                sample["timestamp"],
+                pose,
+                tuple(self._nusc.get("sample_annotation", token)["instance_token"] for token in sample["anns"]),
+            )
+            for sample, pose in zip(samples, poses)
+        )
+
     def _tracks(self, name: str, samples: list[Row], notes: list[str]) -> tuple[Track, ...]:
         rows_of: dict[str, list[Row]] = defaultdict(list)
         for sample in samples:
@@ -206,11 +225,25 @@ class NuScenesDataset:
             sizes_lwh = _numbers("sample_annotation", rows, "size", (3,))[:, [1, 0, 2]]  # the table has w, l, h
             if (sizes_lwh <= 0).any():
                 raise InputError(f"sample_annotation of instance {token}: a size is not positive")
-            boxes = tuple(Box(row["timestamp"], pose, size) for row, pose, size in zip(rows, poses, sizes_lwh))
+            velocities = box_velocities([row["timestamp"] for row in rows], poses[:, :3, 3])
+            boxes = tuple(
+                Box(row["timestamp"], pose, size, velocity, _n_points(row), self._attribute(row))
+                for row, pose, size, velocity in zip(rows, poses, sizes_lwh, velocities)
+            )
             tracks.append(Track(token, rows[0]["category_name"], boxes))
         if cut:
             notes.append(f"{name}: {len(cut)} ends of annotation chains lie outside the tables, such as {cut[0]}")
         return tuple(tracks)
+
+    def _attribute(self, annotation: Row) -> str:
+        """Name of the first attribute."""
+        for token in annotation.get("attribute_tokens") or ():
+            if not self._has("attribute", token):
+                raise InputError(
+                    f"sample_annotation {annotation['token']}: attribute {token!r} is not in the table attribute"
+                )
+            return str(self._nusc.get("attribute", token)["name"])
+        return ""
 
     def _chain(self, table: str, what: str, rows: list[Row], notes: list[str]) -> list[Row]:
         """Sorts rows by time and requires that neighbours point at each other, which also excludes cycles."""
@@ -306,6 +339,16 @@ def _safe(token: str, table: str) -> str:
     if not re.fullmatch(r"[0-9a-zA-Z_-][0-9a-zA-Z_.-]{0,127}", token):
         raise InputError(f"{table} {token!r}: the token cannot be a file name; use up to 128 of 0-9 a-z A-Z _ . -")
     return token
+
+
+def _n_points(annotation: Row) -> int | None:
+    """LiDAR and radar points in a box, where both were counted."""
+    lidar, radar = annotation.get("num_lidar_pts"), annotation.get("num_radar_pts")
+    if lidar is None or radar is None:
+        return None
+    if not (isinstance(lidar, int) and isinstance(radar, int)):
+        raise InputError(f"sample_annotation {annotation['token']}: num_lidar_pts and num_radar_pts must be integers")
+    return lidar + radar
 
 
 def _names(table: str, rows: list[Row]) -> list[str]:

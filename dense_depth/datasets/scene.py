@@ -72,11 +72,18 @@ class Box:
         timestamp_us: The instant.
         world_SE3_box: Pose of the box centre.
         size_lwh_m: Length (x), width (y) and height (z).
+        velocity_mps: (3,) of the centre in the world frame, NaN where it is not known; None for a box that was not
+            annotated but interpolated.
+        n_points: LiDAR and radar points in an annotated box; None where the dataset does not say.
+        attribute: What the object does, in the dataset's words, such as ``vehicle.parked``; may be empty.
     """
 
     timestamp_us: int
     world_SE3_box: SE3
     size_lwh_m: np.ndarray
+    velocity_mps: np.ndarray | None = None
+    n_points: int | None = None
+    attribute: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +154,40 @@ def boxes_at(tracks: Sequence[Track], timestamp_us: int, extrapolate_s: float = 
     return boxes
 
 
+def box_velocities(
+    timestamps_us: Sequence[int], centres: Float[np.ndarray, "boxes 3"], max_gap_s: float = 1.5
+) -> Float[np.ndarray, "boxes 3"]:
+    """Velocities of one object in m/s from the places of its boxes, as nuScenes' devkit defines them.
+
+    The difference of both neighbours in time, or to the one neighbour of an end. NaN for a single box and where
+    neighbours are further apart than ``max_gap_s`` per step.
+    """
+    n = len(timestamps_us)
+    first, last = np.maximum(np.arange(n) - 1, 0), np.minimum(np.arange(n) + 1, n - 1)
+    times_s = 1e-6 * np.asarray(timestamps_us)
+    gaps_s = times_s[last] - times_s[first]
+    known = (gaps_s > 0) & (gaps_s <= max_gap_s * (last - first))
+    return np.where(known[:, None], (centres[last] - centres[first]) / np.where(known, gaps_s, 1.0)[:, None], np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """An annotated instant.
+
+    Attributes:
+        sample_token: Identifies it; its camera frames name it.
+        timestamp_us: The time of its boxes.
+        world_SE3_ego: Pose of the vehicle, x forward, y left, z up, at the time of the key sweep. nuScenes: the ego
+            pose of LIDAR_TOP; KITTI: the LiDAR itself.
+        track_tokens: The tracks that have a box here, in the dataset's order of annotations.
+    """
+
+    sample_token: str
+    timestamp_us: int
+    world_SE3_ego: SE3
+    track_tokens: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """One continuous drive.
@@ -159,6 +200,7 @@ class Scene:
         frames: Every camera frame of every keyframe, ordered by (camera, timestamp).
         tracks: Annotated objects, ordered by token.
         notes: What the reader left out or found odd, one line each.
+        keyframes: The annotated instants, ordered by time.
     """
 
     dataset: str
@@ -168,6 +210,7 @@ class Scene:
     frames: tuple[CameraFrame, ...]
     tracks: tuple[Track, ...]
     notes: tuple[str, ...] = ()
+    keyframes: tuple[Keyframe, ...] = ()
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -177,3 +220,12 @@ class Scene:
     def frames_of(self, camera: str) -> tuple[CameraFrame, ...]:
         """The frames of one camera, ordered by time."""
         return tuple(frame for frame in self.frames if frame.camera == camera)
+
+    def boxes_of(self, keyframe: Keyframe) -> list[tuple[Track, Box]]:
+        """The annotated boxes of a keyframe, each with its track, in the dataset's order of annotations."""
+        tracks = [self._track_of[token] for token in keyframe.track_tokens]
+        return [(track, track.boxes[bisect.bisect_left(track.times_us, keyframe.timestamp_us)]) for track in tracks]
+
+    @cached_property
+    def _track_of(self) -> dict[str, Track]:
+        return {track.token: track for track in self.tracks}

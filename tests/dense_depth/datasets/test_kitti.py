@@ -261,6 +261,14 @@ def test_geometry_of_a_hand_made_drive(tmp_path):
     np.testing.assert_allclose(track.boxes[0].world_SE3_box[:3, 3], [12, 2, 0.3], atol=1e-6)
     np.testing.assert_allclose(track.boxes[0].world_SE3_box[:3, 0], [0, 1, 0], atol=1e-9)
     np.testing.assert_allclose(track.boxes[0].size_lwh_m, [4, 1.5, 2])
+    # The object keeps its place before the car, so it drives as fast.
+    np.testing.assert_allclose(track.boxes[1].velocity_mps, [10, 0, 0], atol=1e-4)
+    assert (track.boxes[0].n_points, track.boxes[0].attribute) == (None, "")
+    assert [keyframe.sample_token for keyframe in scene.keyframes] == [frame.sample_token for frame in scene.frames[:4]]
+    assert [len(scene.boxes_of(keyframe)) for keyframe in scene.keyframes] == [0, 1, 1, 0]
+    assert scene.boxes_of(scene.keyframes[2]) == [(track, track.boxes[1])]
+    np.testing.assert_array_equal(scene.keyframes[3].world_SE3_ego, scene.sweeps[3].world_SE3_sensor)
+    assert open_dataset(DatasetConfig("kitti-raw", tmp_path)).splits() == {}
 
 
 def test_oxts_rotation_order(tmp_path):
@@ -338,6 +346,7 @@ def test_long_drives_are_split(tmp_path):
     assert [len(scene.frames) for scene in scenes] == [200, 200, 50]
     assert [[int(scene.sweeps[i].path.stem) for i in (0, -1)] for scene in scenes] == [[0, 249], [150, 449], [350, 449]]
     assert [len(scene.tracks) for scene in scenes] == [1, 0, 0]
+    assert [len(scene.keyframes) for scene in scenes] == [200, 200, 50]
     np.testing.assert_allclose(scenes[2].sweeps[0].world_SE3_sensor[:3, 3], [351, 0, 1], atol=1e-5)  # one world
     (middle,) = dataset.scenes([parts[1]])
     assert middle.frames[0].sample_token == f"{NAME}_0000000200"

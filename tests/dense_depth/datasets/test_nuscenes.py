@@ -287,6 +287,59 @@ def test_tracks_between_keyframes(tiny, tiny_root):
     assert tracks["0-late"].box_at(before_us, 0.5).world_SE3_box[0, 3] == pytest.approx(1022)
 
 
+def test_keyframes_and_boxes_as_the_devkit_has_them(generated):
+    """Order, velocity, points and attribute of every box of every keyframe, and the pose of the vehicle."""
+    from nuscenes import NuScenes
+
+    devkit = NuScenes("v1.0-synth", str(generated), verbose=False)
+    scenes = list(open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth")).scenes())
+    boxes = 0
+    for scene, row in zip(scenes, devkit.scene):
+        samples = [sample for sample in devkit.sample if sample["scene_token"] == row["token"]]
+        assert [keyframe.sample_token for keyframe in scene.keyframes] == [sample["token"] for sample in samples]
+        for keyframe, sample in zip(scene.keyframes, samples):
+            lidar = devkit.get("sample_data", sample["data"]["LIDAR_TOP"])
+            ego = devkit.get("ego_pose", lidar["ego_pose_token"])
+            np.testing.assert_array_equal(keyframe.world_SE3_ego[:3, 3], ego["translation"])
+            rotation = Quaternion(ego["rotation"]).rotation_matrix
+            np.testing.assert_allclose(keyframe.world_SE3_ego[:3, :3], rotation, atol=1e-12)
+            ours = scene.boxes_of(keyframe)
+            assert len(ours) == len(sample["anns"])
+            for (track, box), token in zip(ours, sample["anns"]):
+                annotation = devkit.get("sample_annotation", token)
+                assert (track.token, track.category) == (annotation["instance_token"], annotation["category_name"])
+                np.testing.assert_array_equal(box.world_SE3_box[:3, 3], annotation["translation"])
+                np.testing.assert_array_equal(box.velocity_mps, devkit.box_velocity(token))
+                assert box.n_points == annotation["num_lidar_pts"] + annotation["num_radar_pts"]
+                attributes = [devkit.get("attribute", name)["name"] for name in annotation["attribute_tokens"]]
+                assert box.attribute == (attributes[0] if attributes else "")
+                boxes += 1
+    assert boxes > 100
+    assert len({box.attribute for scene in scenes for track in scene.tracks for box in track.boxes}) > 3
+
+
+def test_velocities_at_gaps(tmp_path):
+    """Ends, gaps longer than the devkit's 1.5 s a step, single boxes; NaN where the devkit says NaN."""
+    from nuscenes import NuScenes
+
+    tables = write_tables()
+    row_of(tables, "sample", "0-2")["timestamp"] += 1_100_000  # 1.6 s after the second keyframe
+    tables["instance"].append({"token": "0-once", "category_token": "cat"})
+    once = row_of(tables, "sample_annotation", "0-a-1") | {"token": "once", "instance_token": "0-once"}
+    tables["sample_annotation"] += chain([once])
+    save(tmp_path, tables)
+    devkit = NuScenes(VERSION, str(tmp_path), verbose=False)
+    scene = read(tmp_path, [SCENES[0]])[0]
+    known = {}
+    for keyframe, sample in zip(scene.keyframes, devkit.sample):
+        for (track, box), token in zip(scene.boxes_of(keyframe), sample["anns"], strict=True):
+            np.testing.assert_array_equal(box.velocity_mps, devkit.box_velocity(token))
+            known[track.token, sample["token"]] = not np.isnan(box.velocity_mps).any()
+            assert (box.n_points, box.attribute) == (None, "")  # these tables do not say
+    assert known["0-a", "0-0"] and known["0-a", "0-1"] and not known["0-a", "0-2"]
+    assert not known["0-gap", "0-2"] and not known["0-once", "0-1"]
+
+
 def test_splits_and_names(tmp_path):
     from nuscenes.utils.splits import create_splits_scenes
 
