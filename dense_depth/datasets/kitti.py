@@ -31,12 +31,15 @@ from dense_depth.datasets.kitti_files import (
     read_tracking,
     read_tracklets,
 )
-from dense_depth.datasets.scene import Box, CameraFrame, Keyframe, Scene, Sweep, Track, box_velocities
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import SE3, invert, se3
 
 SCENE_KEYFRAMES = 200  # a shard holds a whole scene in memory, so longer drives are split
 SCENE_MARGIN_US = 5_000_000  # sweeps of a part reach this far beyond its keyframes
-EGO_CROP_M = (2.0, 1.6)  # recorded returns of the vehicle end 1.2 m behind the LiDAR and 1.5 m beside it
+# Where the vehicle returns points. Those of the roof end 1.2 m behind the LiDAR and 1.5 m beside it. Those of the
+# bonnet, up to eight a sweep, have x 2.49 to 2.86 m, |y| up to 0.56 m and z -1.04 to -0.89 m; their crop ends at the
+# bumper and below the windscreen, so that nothing else can be in it.
+EGO_CROPS = (Crop((-2.0, 2.0), (-1.6, 1.6)), Crop((2.0, 3.0), (-0.8, 0.8), (-1.5, -0.7)))
 
 
 class KittiRawDataset:
@@ -137,7 +140,7 @@ class _Drive:
             keyframes = self.parts[name]
             first_us, last_us = times_us[keyframes[0]] - margin_us, times_us[keyframes[-1]] + margin_us
             sweeps = (
-                Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROP_M)
+                Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS)
                 for i, path in self.sweeps.items()
                 if first_us <= times_us[i] <= last_us
             )

@@ -19,7 +19,7 @@ import numpy as np
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
-from dense_depth.datasets.scene import Box, CameraFrame, Keyframe, Scene, Sweep, Track, box_velocities
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import rotation_from_quaternion
 
 Row = dict[str, Any]
@@ -27,7 +27,8 @@ Row = dict[str, Any]
 DEFAULT_VERSION = "v1.0-trainval"
 LIDAR = "LIDAR_TOP"
 LIDAR_FEATURES = 5  # x, y, z, intensity, ring
-EGO_CROP_M = (2.0, 1.0)  # along and across the vehicle, whose recorded returns end 1.8 m ahead and 0.7 m beside
+# The vehicle's recorded returns end 1.8 m ahead of the LiDAR and 0.7 m beside it.
+EGO_ALONG_M, EGO_ACROSS_M = (-2.0, 2.0), (-1.0, 1.0)
 MAX_EGO_TILT_DEG = 30.0
 MAX_SENSOR_TILT_DEG = 45.0
 
@@ -150,9 +151,9 @@ class NuScenesDataset:
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in sweep_rows]
         # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
         forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1)
-        crops = [EGO_CROP_M[::-1] if axis else EGO_CROP_M for axis in forward]
+        crops = [Crop(EGO_ACROSS_M, EGO_ALONG_M) if axis else Crop(EGO_ALONG_M, EGO_ACROSS_M) for axis in forward]
         sweeps = tuple(
-            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, crop)
+            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, (crop,))
             for row, pose, crop in zip(sweep_rows, self._world_SE3_sensor(sweep_rows), crops)
         )
         frames: list[CameraFrame] = []

@@ -9,11 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from dense_depth.geometry import SE3, quaternion_from_rotation, rotation_from_quaternion, se3, slerp
+
+
+class Crop(NamedTuple):
+    """A part of the space around a sensor, in its frame: what lies strictly between all of these.
+
+    Attributes:
+        x_m: Lowest and highest x.
+        y_m: Lowest and highest y.
+        z_m: Lowest and highest z.
+    """
+
+    x_m: tuple[float, float]
+    y_m: tuple[float, float]
+    z_m: tuple[float, float] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +38,11 @@ class Sweep:
     Attributes:
         token: Identifies the sweep within the dataset.
         path: The point file.
-        n_features: float32 values per point in the file; the first three are x, y, z in the sensor frame.
+        n_features: Values per point in the file; the first three are x, y, z in the sensor frame.
         timestamp_us: Time of the sweep.
         world_SE3_sensor: Sensor pose at that time.
-        ego_crop_m: Points nearer to the sensor than this both along its x and its y axis lie on the ego vehicle.
+        ego_crops: Points in one of these lie on the ego vehicle.
+        format: How the file holds its points, see ``dense_depth.sweeps.FORMATS``.
     """
 
     token: str
@@ -34,7 +50,8 @@ class Sweep:
     n_features: int
     timestamp_us: int
     world_SE3_sensor: SE3
-    ego_crop_m: tuple[float, float]
+    ego_crops: tuple[Crop, ...]
+    format: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)

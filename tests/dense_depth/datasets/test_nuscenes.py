@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets.scene import Crop
 from dense_depth.geometry import in_image, invert, project, transform
 
 ONE_SAMPLE, KEYFRAME = DATA / "nuscenes_one_sample", DATA / "nuscenes_keyframe"
@@ -35,7 +36,7 @@ def test_one_sample_of_a_cut_dataset(one_sample):
     assert one_sample.frames[0].key_sweep == one_sample.sweeps[0].token == "9d9bf11fb0e144c8b446d54a8a00184f"
     assert one_sample.frames[0].timestamp_us == 1532402927612460
     assert one_sample.sweeps[0].path.is_file()
-    assert one_sample.sweeps[0].ego_crop_m == (1.0, 2.0)  # nuScenes mounts its LiDAR with y forward
+    assert one_sample.sweeps[0].ego_crops == (Crop((-1, 1), (-2, 2)),)  # nuScenes mounts its LiDAR with y forward
     assert one_sample.frames[0].path.is_file()
     (box,) = one_sample.tracks[0].boxes
     assert one_sample.tracks[0].category == "human.pedestrian.adult"
@@ -584,6 +585,6 @@ def test_the_crop_takes_the_ego_vehicle_and_nothing_beside_it(recorded):
 
     file = next((recorded / "nuscenes_keyframe").rglob("*LIDAR_TOP*.bin"))
     points = np.fromfile(file, np.float32).reshape(-1, 5)
-    cut = cut_sweep(points, np.eye(4), [], AccumulationConfig(min_range_m=0.0), (1.0, 2.0))
+    cut = cut_sweep(points, np.eye(4), [], AccumulationConfig(min_range_m=0.0), (Crop((-1, 1), (-2, 2)),))
     near = np.abs(points[:, :2]).max(axis=1) < 2.0
     np.testing.assert_array_equal(cut.reason == Reason.EGO, near)  # all that is near, here, is the vehicle
