@@ -1,13 +1,20 @@
-"""What every reader checks of what it reads: cameras, calibrations, poses."""
+"""What every reader does with what it reads: checks of cameras, calibrations and poses, and parts of long drives."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dense_depth import InputError
+from dense_depth.datasets.scene import Scene
 
 MAX_SPEED_MPS = 60.0
+
+# A worker holds the labels of one camera of a scene, 10 bytes per labelled pixel: 1 GB if a method fills every pixel.
+PART_PIXELS = 100_000_000
+PART_KEYFRAMES = 200  # a worker holds the sweeps of a scene, too: at 10 Hz with the margins 0.4 GB of 64 beams
+PART_MARGIN_US = 5_000_000  # sweeps and boxes of a part reach this far beyond its keyframes
 
 
 def check_cameras(cameras: Sequence[str], available: Collection[str], where: Path) -> None:
@@ -76,3 +83,45 @@ def check_speed(timestamps_us: Sequence[int], positions: np.ndarray, names: Sequ
             f"{names[wrong[0] + 1]}: the pose jumps: {speed_mps[wrong[0]]:.0f} m/s from the one before, "
             f"more than {MAX_SPEED_MPS:g}; check its translation and timestamp"
         )
+
+
+def part_names(name: str, n_keyframes: int, image_pixels: int) -> list[str]:
+    """Names of the scenes that a drive becomes: its own, or ``<name>.000``, ``<name>.001``, ... of a long one.
+
+    Args:
+        name: The drive.
+        n_keyframes: How many it has.
+        image_pixels: Pixels of the dataset's largest image, whatever cameras are read: names do not depend on that.
+    """
+    size = _part_keyframes(image_pixels)
+    return [name] if n_keyframes <= size else [f"{name}.{i:03d}" for i in range(-(-n_keyframes // size))]
+
+
+def split_drive(drive: Scene, image_pixels: int) -> Iterator[Scene]:
+    """Cuts a drive into the scenes that ``part_names`` names, each small enough for the memory of a worker."""
+    names = part_names(drive.name, len(drive.keyframes), image_pixels)
+    if len(names) == 1:
+        yield drive
+        return
+    size = _part_keyframes(image_pixels)
+    for i, name in enumerate(names):
+        keyframes = drive.keyframes[i * size : (i + 1) * size]
+        tokens = {keyframe.sample_token for keyframe in keyframes}
+        first_us, last_us = keyframes[0].timestamp_us - PART_MARGIN_US, keyframes[-1].timestamp_us + PART_MARGIN_US
+        near = (
+            replace(track, boxes=tuple(box for box in track.boxes if first_us <= box.timestamp_us <= last_us))
+            for track in drive.tracks
+        )
+        yield replace(
+            drive,
+            token=name,
+            name=name,
+            sweeps=tuple(sweep for sweep in drive.sweeps if first_us <= sweep.timestamp_us <= last_us),
+            frames=tuple(frame for frame in drive.frames if frame.sample_token in tokens),
+            tracks=tuple(track for track in near if track.boxes),
+            keyframes=keyframes,
+        )
+
+
+def _part_keyframes(image_pixels: int) -> int:
+    return min(max(PART_PIXELS // image_pixels, 1), PART_KEYFRAMES)

@@ -6,8 +6,8 @@ recording triggers the cameras by the LiDAR and the clocks only differ by a cons
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,15 @@ import numpy as np
 
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
-from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
+from dense_depth.datasets.checks import (
+    check_cameras,
+    check_intrinsics,
+    check_speed,
+    check_upright,
+    part_names,
+    some_of,
+    split_drive,
+)
 from dense_depth.datasets.kitti_files import (
     MAX_TILT_DEG,
     KittiBox,
@@ -34,8 +42,7 @@ from dense_depth.datasets.kitti_files import (
 from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import SE3, invert, se3
 
-SCENE_KEYFRAMES = 200  # a shard holds a whole scene in memory, so longer drives are split
-SCENE_MARGIN_US = 5_000_000  # sweeps of a part reach this far beyond its keyframes
+IMAGE_PIXELS = 1242 * 375  # of the rectified images, more or less
 # Where the vehicle returns points. Those of the roof end 1.2 m behind the LiDAR and 1.5 m beside it. Those of the
 # bonnet, up to eight a sweep, have x 2.49 to 2.86 m, |y| up to 0.56 m and z -1.04 to -0.89 m; their crop ends at the
 # bumper and below the windscreen, so that nothing else can be in it.
@@ -115,15 +122,20 @@ class _Drive:
         return {camera: frame_files(self.folder / camera / "data", "jpg", "png") for camera in self.cameras}
 
     @cached_property
-    def parts(self) -> dict[str, list[int]]:
-        """Keyframes, which are frames with a sweep and an image, by scene name."""
-        keyframes = sorted(self.sweeps.keys() & set().union(*self.images.values()))
-        if len(keyframes) <= SCENE_KEYFRAMES:
-            return {self.folder.name: keyframes}
-        starts = enumerate(range(0, len(keyframes), SCENE_KEYFRAMES))
-        return {f"{self.folder.name}.{i:03d}": keyframes[k : k + SCENE_KEYFRAMES] for i, k in starts}
+    def keyframes(self) -> list[int]:
+        """Frames with a sweep and an image."""
+        return sorted(self.sweeps.keys() & set().union(*self.images.values()))
 
-    def scenes(self, parts: Iterable[str], poses_file: Path | None, tracks_file: Path | None) -> Iterator[Scene]:
+    @cached_property
+    def parts(self) -> list[str]:
+        return part_names(self.folder.name, len(self.keyframes), IMAGE_PIXELS)
+
+    def scenes(self, parts: Collection[str], poses_file: Path | None, tracks_file: Path | None) -> Iterator[Scene]:
+        whole = self._read(poses_file, tracks_file)
+        return (part for part in split_drive(whole, IMAGE_PIXELS) if part.name in parts)
+
+    def _read(self, poses_file: Path | None, tracks_file: Path | None) -> Scene:
+        """The whole drive as one scene."""
         for camera in self.cameras or ["image_02"]:
             if not self.sweeps.keys() & self.images.get(camera, {}).keys():
                 raise InputError(f"{self.folder}: no frame has a file in velodyne_points/data and one in {camera}/data")
@@ -133,44 +145,29 @@ class _Drive:
         tracks, notes = self._tracks(cam0_SE3_velo, times_us, world_SE3_velo, tracks_file), self._notes()
         if tracks is None:
             notes.append(f"{self.folder.name}: no tracklet_labels.xml, so there are no tracks")
-        cameras = [self._camera(camera, cam0_SE3_velo) for camera in self.images]
-        token = {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
-        margin_us = SCENE_MARGIN_US if len(self.parts) > 1 else 1 << 60
-        for name in parts:
-            keyframes = self.parts[name]
-            first_us, last_us = times_us[keyframes[0]] - margin_us, times_us[keyframes[-1]] + margin_us
-            sweeps = (
-                Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS)
-                for i, path in self.sweeps.items()
-                if first_us <= times_us[i] <= last_us
-            )
-            frames = (
-                CameraFrame(
-                    sample_token=token[i],
-                    camera=camera,
-                    path=images[i],
-                    timestamp_us=times_us[i],
-                    width=width,
-                    height=height,
-                    K=K,
-                    world_SE3_cam=world_SE3_velo[i] @ velo_SE3_cam,
-                    key_sweep=token[i],
-                )
-                for (camera, images), (width, height, K, velo_SE3_cam) in zip(self.images.items(), cameras)
-                for i in keyframes
-                if i in images
-            )
-            here = tuple(
-                replace(track, boxes=boxes)
-                for track in tracks or ()
-                if (boxes := tuple(box for box in track.boxes if first_us <= box.timestamp_us <= last_us))
-            )
-            seen = defaultdict(list)
-            for track in here:
-                for time_us in track.times_us:
-                    seen[time_us].append(track.token)
-            instants = (Keyframe(token[i], times_us[i], world_SE3_velo[i], tuple(seen[times_us[i]])) for i in keyframes)
-            yield Scene("kitti-raw", name, name, tuple(sweeps), tuple(frames), here, tuple(notes), tuple(instants))
+        name, token = self.folder.name, {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
+        sweeps = (
+            Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS) for i, path in self.sweeps.items()
+        )
+        frames = (
+            CameraFrame(token[i], camera, images[i], times_us[i], *size, K, world_SE3_velo[i] @ velo_SE3_cam, token[i])
+            for camera, images in self.images.items()
+            for size, K, velo_SE3_cam in [self._camera(camera, cam0_SE3_velo)]
+            for i in self.keyframes
+            if i in images
+        )
+        seen = defaultdict(list)
+        for track in tracks or ():
+            for time_us in track.times_us:
+                seen[time_us].append(track.token)
+        keyframes = (
+            Keyframe(token[i], times_us[i], world_SE3_velo[i], tuple(seen[times_us[i]])) for i in self.keyframes
+        )
+        return Scene(
+            *("kitti-raw", name, name, tuple(sweeps), tuple(frames), tuple(tracks or ())),
+            notes=tuple(notes),
+            keyframes=tuple(keyframes),
+        )
 
     def _world_SE3_velo(self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None) -> dict[int, SE3]:
         """Sensor poses by frame."""
@@ -230,8 +227,8 @@ class _Drive:
         check_upright(-cam0_SE3_velo[1:2, 2], [f"{velo_to_cam}: R"], MAX_TILT_DEG)
         return cam0_SE3_velo
 
-    def _camera(self, camera: str, cam0_SE3_velo: SE3) -> tuple[int, int, np.ndarray, SE3]:
-        """Width, height, K and velo_SE3_cam of a rectified camera."""
+    def _camera(self, camera: str, cam0_SE3_velo: SE3) -> tuple[tuple[int, int], np.ndarray, SE3]:
+        """Width and height, K and velo_SE3_cam of a rectified camera."""
         path = self.folder.parent / "calib_cam_to_cam.txt"
         number = camera.removeprefix("image_")
         width, height = (int(size) for size in read_calib(path, f"S_rect_{number}", (2,)))
@@ -242,7 +239,7 @@ class _Drive:
             raise InputError(f"{image}: {image_size(image)} pixels, but S_rect_{number} in {path} is {width, height}")
         # P = K [I | t]: the rectified cameras only differ by a shift.
         cam_SE3_cam0 = se3(np.eye(3), np.linalg.solve(P[:, :3], P[:, 3]))
-        return width, height, P[:, :3], invert(cam_SE3_cam0 @ cam0_SE3_velo)
+        return (width, height), P[:, :3], invert(cam_SE3_cam0 @ cam0_SE3_velo)
 
 
 def _ranges(indices: Sequence[int]) -> str:
