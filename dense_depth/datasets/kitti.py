@@ -18,9 +18,11 @@ from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.checks import (
     check_cameras,
+    check_heading,
     check_intrinsics,
     check_speed,
     check_upright,
+    compare_poses,
     part_names,
     some_of,
     split_drive,
@@ -141,8 +143,9 @@ class _Drive:
                 raise InputError(f"{self.folder}: no frame has a file in velodyne_points/data and one in {camera}/data")
         times_us = read_times(self.folder / "velodyne_points" / "timestamps.txt", self.sweeps)
         cam0_SE3_velo = self._cam0_SE3_velo()
-        world_SE3_velo = self._world_SE3_velo(cam0_SE3_velo, times_us, poses_file)
-        tracks, notes = self._tracks(cam0_SE3_velo, times_us, world_SE3_velo, tracks_file), self._notes()
+        notes = self._notes()
+        world_SE3_velo = self._world_SE3_velo(cam0_SE3_velo, times_us, poses_file, notes)
+        tracks = self._tracks(cam0_SE3_velo, times_us, world_SE3_velo, tracks_file)
         if tracks is None:
             notes.append(f"{self.folder.name}: no tracklet_labels.xml, so there are no tracks")
         name, token = self.folder.name, {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
@@ -169,20 +172,41 @@ class _Drive:
             keyframes=tuple(keyframes),
         )
 
-    def _world_SE3_velo(self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None) -> dict[int, SE3]:
+    def _world_SE3_velo(
+        self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None, notes: list[str]
+    ) -> dict[int, SE3]:
         """Sensor poses by frame."""
         source = poses_file or self.folder / "oxts" / "data"
         if poses_file:
             poses = {i: pose @ cam0_SE3_velo for i, pose in read_poses(poses_file, max(times_us) + 1).items()}
         else:
-            imu_SE3_velo = invert(read_rigid(self.folder.parent / "calib_imu_to_velo.txt"))
-            poses = {i: pose @ imu_SE3_velo for i, pose in read_oxts(source).items()}
+            poses = self._poses_of_oxts()
         for i in self.sweeps:
             if i not in poses:
                 raise InputError(f"{source}: no pose for frame {i}, which has a sweep")
-        places = np.array([poses[i][:3, 3] for i in self.sweeps])
-        check_speed([times_us[i] for i in self.sweeps], places, [f"{source}, frame {i}" for i in self.sweeps])
+        times = [times_us[i] for i in self.sweeps]
+        of_sweeps = np.array([poses[i] for i in self.sweeps])
+        check_speed(times, of_sweeps[:, :3, 3], [f"{source}, frame {i}" for i in self.sweeps])
+        if poses_file:
+            notes += self._compare_with_oxts(poses, times_us, poses_file)
+        notes += check_heading(times, of_sweeps, str(source))
         return poses
+
+    def _poses_of_oxts(self) -> dict[int, SE3]:
+        imu_SE3_velo = invert(read_rigid(self.folder.parent / "calib_imu_to_velo.txt"))
+        return {i: pose @ imu_SE3_velo for i, pose in read_oxts(self.folder / "oxts" / "data").items()}
+
+    def _compare_with_oxts(self, poses: dict[int, SE3], times_us: dict[int, int], poses_file: Path) -> list[str]:
+        try:
+            of_oxts = self._poses_of_oxts()
+        except InputError as error:
+            return [f"{poses_file}: not compared with GPS/IMU poses: {error}"]
+        both = [i for i in poses if i in of_oxts and i in times_us]
+        if not both:
+            return []
+        ours, theirs = (np.array([some[i] for i in both]) for some in (poses, of_oxts))
+        reference = f"the GPS/IMU poses in {self.folder / 'oxts'}"
+        return compare_poses([times_us[i] for i in both], ours, theirs, str(poses_file), reference)
 
     def _tracks(
         self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses: dict[int, SE3], tracks_file: Path | None

@@ -18,7 +18,14 @@ import numpy as np
 
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
-from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
+from dense_depth.datasets.checks import (
+    check_cameras,
+    check_heading,
+    check_intrinsics,
+    check_speed,
+    check_upright,
+    some_of,
+)
 from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import rotation_from_quaternion
 
@@ -148,22 +155,25 @@ class NuScenesDataset:
 
         sweep_rows = self._channel(token, name, LIDAR, notes)
         key_sweeps = self._key_rows(samples, sweep_rows, name, LIDAR)
-        mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in sweep_rows]
+        world_SE3_ego, ego_SE3_lidar = self._world_SE3_ego(sweep_rows), self._ego_SE3_sensor(sweep_rows)
+        notes += check_heading([row["timestamp"] for row in sweep_rows], world_SE3_ego, f"{name}: ego_pose")
         # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
-        forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1)
+        forward = np.abs(ego_SE3_lidar[:, 0, :2]).argmax(1)
         crops = [Crop(EGO_ACROSS_M, EGO_ALONG_M) if axis else Crop(EGO_ALONG_M, EGO_ACROSS_M) for axis in forward]
         sweeps = tuple(
             Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, (crop,))
-            for row, pose, crop in zip(sweep_rows, self._world_SE3_sensor(sweep_rows), crops)
+            for row, pose, crop in zip(sweep_rows, world_SE3_ego @ ego_SE3_lidar, crops)
         )
         frames: list[CameraFrame] = []
         for camera in self._cameras:
             if self._all_cameras and not self._data[token, camera]:
                 continue  # this scene was recorded without it
             rows = self._key_rows(samples, self._channel(token, name, camera, notes), name, camera)
-            frames += map(self._frame, rows, self._world_SE3_sensor(rows), [row["token"] for row in key_sweeps])
+            world_SE3_cam = self._world_SE3_ego(rows) @ self._ego_SE3_sensor(rows)
+            frames += map(self._frame, rows, world_SE3_cam, [row["token"] for row in key_sweeps])
         tracks = self._tracks(name, samples, notes)
-        keyframes = self._keyframes(samples, key_sweeps)
+        pose_of = {row["sample_token"]: pose for row, pose in zip(sweep_rows, world_SE3_ego) if row["is_key_frame"]}
+        keyframes = tuple(self._keyframe(sample, pose_of[sample["token"]]) for sample in samples)
         return Scene("nuscenes", token, name, sweeps, tuple(frames), tracks, tuple(notes), keyframes)
 
     def _channel(self, scene_token: str, name: str, channel: str, notes: list[str]) -> list[Row]:
@@ -201,17 +211,10 @@ class NuScenesDataset:
             key_sweep=key_sweep,
         )
 
-    def _keyframes(self, samples: list[Row], key_sweeps: list[Row]) -> tuple[Keyframe, ...]:
-        poses = _poses("ego_pose", [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in key_sweeps])
-        return tuple(
-            Keyframe(
-                _safe(sample["token"], "sample"),
-                sample["timestamp"],
-                pose,
-                tuple(self._nusc.get("sample_annotation", token)["instance_token"] for token in sample["anns"]),
-            )
-            for sample, pose in zip(samples, poses)
-        )
+    def _keyframe(self, sample: Row, world_SE3_ego: np.ndarray) -> Keyframe:
+        annotations = [self._nusc.get("sample_annotation", token) for token in sample["anns"]]
+        tracks = tuple(row["instance_token"] for row in annotations)
+        return Keyframe(_safe(sample["token"], "sample"), sample["timestamp"], world_SE3_ego, tracks)
 
     def _tracks(self, name: str, samples: list[Row], notes: list[str]) -> tuple[Track, ...]:
         rows_of: dict[str, list[Row]] = defaultdict(list)
@@ -270,16 +273,21 @@ class NuScenesDataset:
             return False
         return True
 
-    def _world_SE3_sensor(self, rows: list[Row]) -> np.ndarray:
-        """(n, 4, 4) sensor poses, each at the row's own time."""
+    def _world_SE3_ego(self, rows: list[Row]) -> np.ndarray:
+        """(n, 4, 4) poses of the vehicle, each at the row's own time."""
         egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
+        poses = _poses("ego_pose", egos)
+        check_upright(poses[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
+        return poses
+
+    def _ego_SE3_sensor(self, rows: list[Row]) -> np.ndarray:
+        """(n, 4, 4) mounts of the sensors."""
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in rows]
-        world_SE3_ego, ego_SE3_sensor = _poses("ego_pose", egos), _poses("calibrated_sensor", mounts)
-        check_upright(world_SE3_ego[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
+        poses = _poses("calibrated_sensor", mounts)
         is_camera = np.array([row["sensor_modality"] == "camera" for row in rows], dtype=bool)
-        up_z = np.where(is_camera, -ego_SE3_sensor[:, 2, 1], ego_SE3_sensor[:, 2, 2])  # up is -y of a camera
+        up_z = np.where(is_camera, -poses[:, 2, 1], poses[:, 2, 2])  # up is -y of a camera
         check_upright(up_z, _names("calibrated_sensor", mounts), MAX_SENSOR_TILT_DEG)
-        return world_SE3_ego @ ego_SE3_sensor
+        return poses
 
     def _path(self, row: Row) -> Path:
         # Symlinks below dataroot are the user's own (samples often live on another disk); names in tables are not.

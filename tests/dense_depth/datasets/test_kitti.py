@@ -44,6 +44,54 @@ def key_values(path):
     return {key: np.array(value.split(), float) for key, value in lines if key != "calib_time"}
 
 
+def mutated(pose, mistake, index, poses):
+    """The 3x4 pose of a frame with a mistake in it."""
+    if mistake == "inverted":
+        return invert(pose)[:3]
+    if mistake.startswith("stretched"):
+        return np.column_stack([pose[:3, :3], pose[:3, 3] * float(mistake.split()[1])])
+    if mistake == "axes swapped":
+        return np.column_stack([pose[:3, :3], pose[[2, 0, 1], 3]])
+    if mistake == "transposed":
+        return np.column_stack([pose[:3, :3].T, pose[:3, 3]])
+    if mistake.startswith("late"):
+        return poses[min(index + int(mistake.split()[1]), len(poses) - 1)][:3]
+    assert mistake == "none"
+    return pose[:3]
+
+
+@real
+@pytest.mark.parametrize(
+    ("mistake", "outcome"),
+    [
+        ("none", "good"),
+        ("stretched 1.1", "noted"),
+        ("late 2", "noted"),
+        ("inverted", "refused"),
+        ("stretched 1.5", "refused"),
+        ("stretched 0.5", "refused"),
+        ("axes swapped", "refused"),
+        ("transposed", "refused"),
+        ("late 5", "refused"),
+    ],
+)
+def test_poses_are_compared_with_gps(tmp_path, mistake, outcome):
+    """Estimated poses of the recorded drive are good; with a mistake they are refused or noted in one line."""
+    poses = [np.vstack([row.reshape(3, 4), [0, 0, 0, 1]]) for row in np.loadtxt(POSES)]
+    wrong = [mutated(pose, mistake, i, poses).ravel() for i, pose in enumerate(poses)]
+    np.savetxt(tmp_path / "poses.txt", wrong, fmt="%.17g")
+    dataset = open_dataset(DatasetConfig("kitti-raw", RAW, poses=tmp_path / "poses.txt"))
+    if outcome == "refused":
+        with pytest.raises(InputError, match=r"poses.txt: motions over a second .* compared with .*oxts; are") as error:
+            list(dataset.scenes([DRIVE]))
+        assert "\n" not in str(error.value)
+    else:
+        (scene,) = dataset.scenes([DRIVE])
+        assert [bool(re.search("poses.txt: motions .* good poses differ less", note)) for note in scene.notes] == [
+            True
+        ] * (outcome == "noted")
+
+
 @real
 def test_the_bonnet_is_no_obstacle(recorded):
     """No object can be before the bumper this near, whatever the drive; the sides of the road stay.
@@ -478,6 +526,20 @@ def test_missing_file_is_named(tmp_path, file, message):
     (tmp_path / DATE / file).unlink()
     with pytest.raises(InputError, match=message):
         read(tmp_path)
+
+
+def test_poses_without_gps_are_not_compared(tmp_path):
+    drive = write_drive(tmp_path, 30)
+    (tmp_path / "poses.txt").write_text("".join(f"1 0 0 0 0 1 0 0 0 0 1 {i}\n" for i in range(30)))
+    assert not [note for note in read(tmp_path, poses=tmp_path / "poses.txt")[0].notes if "poses" in note]
+    (tmp_path / "sideways.txt").write_text("".join(f"1 0 0 {i} 0 1 0 0 0 0 1 0\n" for i in range(30)))
+    with pytest.raises(InputError, match=r"sideways.txt: motions over a second .* go 90 degrees beside"):
+        read(tmp_path, poses=tmp_path / "sideways.txt")
+    shutil.rmtree(drive / "oxts")
+    (note,) = [note for note in read(tmp_path, poses=tmp_path / "poses.txt")[0].notes if "poses" in note]
+    assert "poses.txt: not compared with GPS/IMU poses: " in note
+    with pytest.raises(InputError, match=r"sideways.txt: the vehicle mostly goes sideways, 90 degrees"):
+        read(tmp_path, poses=tmp_path / "sideways.txt")
 
 
 def test_damaged_image_and_empty_drive(tmp_path):
