@@ -432,6 +432,14 @@ def refused(root, tables, message):
     assert "\n" not in str(error.value)
 
 
+def test_vehicles_that_go_sideways_are_refused(tmp_path):
+    """Each rotation alone is a good one: level, and no place is far from the one before."""
+    tables = write_tables()
+    for row in tables["ego_pose"]:
+        row["rotation"] = (Quaternion(row["rotation"]) * Quaternion(yaw_quaternion(np.pi / 2))).elements.tolist()
+    refused(tmp_path, tables, r"^scene-0001: ego_pose: the vehicle mostly goes sideways, 9\d degrees .*wxyz")
+
+
 @pytest.mark.parametrize(
     ("table", "token", "field"),
     [
@@ -478,6 +486,8 @@ def test_dangling_keys_are_named(tmp_path, table, token, field):
         ),
         ("sample_data", "0-LIDAR_TOP-05", {"timestamp": 1_500_000_000_760_000}, "LIDAR_TOP-04 and 0-LIDAR_TOP-06"),
         ("sample_annotation", "0-a-1", {"sample_token": "0-0"}, "0-a-0 and 0-a-1 .*both have the timestamp"),
+        ("sample_annotation", "0-a-1", {"attribute_tokens": ["gone"]}, "0-a-1: attribute 'gone' is not in the table"),
+        ("sample_annotation", "0-a-1", {"num_lidar_pts": "5", "num_radar_pts": 0}, "0-a-1: num_lidar_pts and num_rad"),
         # keyframes
         ("sample_data", "0-LIDAR_TOP-04", {"is_key_frame": False}, r"sample 0-1 .*no key frame of LIDAR_TOP"),
         ("sample_data", "0-CAM_BACK-08", {"is_key_frame": False}, r"sample 0-2 .*no key frame of CAM_BACK"),
