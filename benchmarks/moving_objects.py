@@ -53,7 +53,7 @@ def points_of(scene, track, key, config, dynamics):
         box = track.box_at(sweep.timestamp_us)
         if box is None or abs(sweep.timestamp_us - key.timestamp_us) > 1e6 * config.past_s:
             continue
-        cut = cut_sweep(read_sweep(sweep), sweep.world_SE3_sensor, [box], config, sweep.ego_crop_m)
+        cut = cut_sweep(read_sweep(sweep), sweep.world_SE3_sensor, [box], config, sweep.ego_crops)
         points_box = cut.xyz[:, cut.start[-2] : cut.start[-1]].T.astype(np.float64)
         pose = at_key.world_SE3_box if dynamics == "boxes" else box.world_SE3_box
         if len(points_box):

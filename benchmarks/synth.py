@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from dense_depth.geometry import invert
-from dense_depth.synthetic import CAMERAS, SynthConfig, generate
+from dense_depth.synthetic import SynthConfig, generate
 from dense_depth.synthetic.mesh import merge
 from dense_depth.synthetic.raster import Canvas
-from dense_depth.synthetic.sensors import camera
+from dense_depth.synthetic.sensors import CAMERAS, camera
 from dense_depth.synthetic.world import build_world
 
 KEYFRAMES = 20

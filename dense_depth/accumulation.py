@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dense_depth import InputError
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track, boxes_at
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track, boxes_at
 from dense_depth.geometry import SE3, invert, transform
 from dense_depth.label import AGE_BITS, Source, age_of
 from dense_depth.sweeps import read_sweep, survey
@@ -117,7 +117,7 @@ def cut_sweep(
     world_SE3_sensor: SE3,
     boxes: Sequence[Box],
     config: AccumulationConfig,
-    ego_crop_m: tuple[float, float],
+    ego_crops: Sequence[Crop],
     out: Float[np.ndarray, "3 n"] | None = None,
 ) -> Cut:
     """Sorts the points of a sweep into segments: static by azimuth sector, then one per box.
@@ -127,7 +127,7 @@ def cut_sweep(
         world_SE3_sensor: Pose of the sensor at the sweep's time.
         boxes: Boxes of the moving objects at the sweep's time; a point in two boxes belongs to the first.
         config: Crops, margins and what to do with moving objects.
-        ego_crop_m: As in ``Sweep``, for where the config says nothing.
+        ego_crops: As in ``Sweep``, for where the config says nothing.
         out: Room for the kept points, at least as many columns as points; new if not given.
     """
     if out is None:
@@ -140,11 +140,12 @@ def cut_sweep(
         centre[i] = sensor_SE3_box[:3, 3]
         box_SE3_sensor[i] = invert(sensor_SE3_box)[:3]
     lower, upper = _box_bounds(boxes, config.box_margin_m)
-    crop_x, crop_y = ego_crop_m if config.ego_crop_m is None else config.ego_crop_m
+    if config.ego_crop_m is not None:
+        x_m, y_m = config.ego_crop_m
+        ego_crops = [Crop((-x_m, x_m), (-y_m, y_m))]
     reason, reason_counts, start, bounds = _cut(
         np.ascontiguousarray(points[:, :3].T),
-        np.float32(crop_x),
-        np.float32(crop_y),
+        np.array(ego_crops, np.float32).reshape(-1, 6),
         np.float32(config.min_range_m),
         np.float32(config.max_range_m),
         box_SE3_sensor,
@@ -196,7 +197,7 @@ def _sector_corners(bounds: Float[np.ndarray, "sweeps sectors 4"]) -> Float[np.n
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _cut(points, crop_x, crop_y, min_range, max_range, box_SE3_sensor, centre, lower, upper, drop, out):  # type: ignore[no-untyped-def]
+def _cut(points, crops, min_range, max_range, box_SE3_sensor, centre, lower, upper, drop, out):  # type: ignore[no-untyped-def]
     """Reason and segment of every point, then a stable counting sort by segment into ``out``.
 
     Points are (3, n) and contiguous; ``out`` has room for all, and those not kept come after all others.
@@ -210,14 +211,18 @@ def _cut(points, crop_x, crop_y, min_range, max_range, box_SE3_sensor, centre, l
     min_sq, max_sq = min_range * min_range, max_range * max_range
     reason = np.empty(n, np.uint8)
     segment = np.empty(n, np.int32)
+    ego = np.zeros(n, np.bool_)
+    for x_min, x_max, y_min, y_max, z_min, z_max in crops:
+        for i in range(n):
+            x, y, z = xs[i], ys[i], zs[i]
+            ego[i] |= (x_min < x) & (x < x_max) & (y_min < y) & (y < y_max) & (z_min < z) & (z < z_max)
     for i in range(n):  # selects in place of branches: compiles to SIMD, and nothing is mispredicted
         x, y, z = xs[i], ys[i], zs[i]
         finite = (abs(x) < far_away) & (abs(y) < far_away) & (abs(z) < far_away)
-        ego = (abs(x) < crop_x) & (abs(y) < crop_y)
         range_sq = x * x + y * y + z * z
         beyond = (range_sq < min_sq) | (range_sq > max_sq)
         code = np.int32(_RANGE) if beyond else np.int32(_STATIC)
-        code = np.int32(_EGO) if ego else code
+        code = np.int32(_EGO) if ego[i] else code
         code = code if finite else np.int32(_NONFINITE)
         # A pseudo-angle in [0, 4], monotone in azimuth, without atan2.
         norm = abs(x) + abs(y)
@@ -376,7 +381,7 @@ class SceneCloud:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
         points = read_sweep(sweep)
         pose, out = sweep.world_SE3_sensor, self.xyz[:, n_kept:]
-        cut = cut_sweep(points, pose, boxes, self._config, sweep.ego_crop_m, out)
+        cut = cut_sweep(points, pose, boxes, self._config, sweep.ego_crops, out)
         n_bad = cut.reason_counts[Reason.NONFINITE]
         if n_bad > self._config.max_bad_points * len(points):
             message = (

@@ -1,35 +1,46 @@
-"""Point files of sweeps: reading, counting, and a survey of many."""
+"""Point files of sweeps: reading and counting by format, and a survey of many.
 
-from collections.abc import Sequence
+A new format is a function that counts, a function that reads, and one line in ``FORMATS``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32
 
 from dense_depth import InputError
 from dense_depth.datasets.scene import Sweep
 
 
+class Format(NamedTuple):
+    """How to use the point files of a format. Both raise InputError for a file that is missing or malformed.
+
+    Attributes:
+        count: How many points a file holds, without reading them.
+        read: The points, x, y, z in the sensor frame first.
+    """
+
+    count: Callable[[Sweep], int]
+    read: Callable[[Sweep], Float32[np.ndarray, "n features"]]
+
+
 def count_points(sweep: Sweep) -> int:
-    """How many points a sweep file holds, by its size alone.
+    """How many points a sweep file holds, without reading them.
 
     Raises:
         InputError: The file is missing, empty, or does not hold whole points.
     """
-    try:
-        size = sweep.path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{sweep.path}: sweep file is missing; restore it from the dataset") from error
-    point_bytes = 4 * sweep.n_features
-    if size == 0 or size % point_bytes:
-        raise InputError(
-            f"{sweep.path}: sweep file is truncated: {size} bytes are not one or more whole points of "
-            f"{point_bytes} bytes; restore it from the dataset"
-        )
-    return size // point_bytes
+    return FORMATS[sweep.format].count(sweep)
+
+
+def read_sweep(sweep: Sweep) -> Float32[np.ndarray, "n features"]:
+    """Reads the points of a sweep in its sensor frame; raises InputError as ``count_points`` does."""
+    return FORMATS[sweep.format].read(sweep)
 
 
 def survey(sweeps: Sequence[Sweep], drop_bad: bool) -> tuple[list[int], dict[str, str]]:
-    """Points of each sweep by file size, 0 for a bad one, and the errors of the bad ones by token.
+    """Points of each sweep by ``count_points``, 0 for a bad one, and the errors of the bad ones by token.
 
     Raises:
         InputError: A sweep is bad and ``drop_bad`` is false.
@@ -47,7 +58,25 @@ def survey(sweeps: Sequence[Sweep], drop_bad: bool) -> tuple[list[int], dict[str
     return n_points, dropped
 
 
-def read_sweep(sweep: Sweep) -> Float[np.ndarray, "n features"]:
-    """Reads the points of a sweep in its sensor frame; raises InputError as ``count_points`` does."""
-    count_points(sweep)
+def _count_float32(sweep: Sweep) -> int:
+    try:
+        size = sweep.path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{sweep.path}: sweep file is missing; restore it from the dataset") from error
+    point_bytes = 4 * sweep.n_features
+    if size == 0 or size % point_bytes:
+        raise InputError(
+            f"{sweep.path}: sweep file is truncated: {size} bytes are not one or more whole points of "
+            f"{point_bytes} bytes; restore it from the dataset"
+        )
+    return size // point_bytes
+
+
+def _read_float32(sweep: Sweep) -> Float32[np.ndarray, "n features"]:
+    _count_float32(sweep)
     return np.fromfile(sweep.path, np.float32).reshape(-1, sweep.n_features)
+
+
+FORMATS = {
+    "float32": Format(_count_float32, _read_float32),  # nothing but the values of one point after the other
+}

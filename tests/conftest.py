@@ -13,7 +13,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from dense_depth.accumulation import AccumulationConfig
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track
 from dense_depth.geometry import invert, se3, transform
 from dense_depth.label import Label
 from dense_depth.shards import ShardContent
@@ -73,7 +73,7 @@ def make_scene(tmp_path, n_sweeps=5, tracks=(), ego_speed=6.0, seed=0):
         points = transform(invert(world_SE3_sensor), np.concatenate(world))
         path = tmp_path / f"{i}.bin"
         np.column_stack([points, np.zeros((len(points), 2))]).astype(np.float32).tofile(path)
-        sweeps.append(Sweep(f"s{i}", path, 5, t, world_SE3_sensor, (2.0, 1.0)))
+        sweeps.append(Sweep(f"s{i}", path, 5, t, world_SE3_sensor, (Crop((-2, 2), (-1, 1)),)))
     camera_time = 1_230_000
     world_SE3_cam = yaw_pose(0.1, 7.4, 0.7) @ se3(
         np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]), np.array([0.5, 0, 1.5])

@@ -12,9 +12,20 @@ from typing import Annotated, Protocol
 import tyro
 
 from dense_depth import InputError
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.scene import Box, CameraFrame, Keyframe, Scene, Sweep, Track
 
-__all__ = ["READERS", "Box", "CameraFrame", "Dataset", "DatasetConfig", "Scene", "Sweep", "Track", "open_dataset"]
+__all__ = [
+    "READERS",
+    "Box",
+    "CameraFrame",
+    "Dataset",
+    "DatasetConfig",
+    "Keyframe",
+    "Scene",
+    "Sweep",
+    "Track",
+    "open_dataset",
+]
 
 # By --dataset; a reader's module is imported when its format is asked for.
 READERS = {
@@ -53,6 +64,13 @@ class Dataset(Protocol):
     @property
     def scene_names(self) -> tuple[str, ...]:
         """Names of all scenes."""
+
+    def splits(self) -> dict[str, list[str]]:
+        """Names of the scenes of each split that the format knows, whether they are here or not.
+
+        Raises:
+            InputError: The dataset's own file of splits is malformed.
+        """
 
     def scenes(self, names: Sequence[str] = ()) -> Iterator[Scene]:
         """Reads the scenes with these names (or the scenes of a split with that name), or all of them.

@@ -6,8 +6,8 @@ recording triggers the cameras by the LiDAR and the clocks only differ by a cons
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -16,9 +16,20 @@ import numpy as np
 
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
-from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
+from dense_depth.datasets.checks import (
+    check_cameras,
+    check_heading,
+    check_intrinsics,
+    check_speed,
+    check_upright,
+    compare_poses,
+    part_names,
+    some_of,
+    split_drive,
+)
 from dense_depth.datasets.kitti_files import (
     MAX_TILT_DEG,
+    KittiBox,
     frame_files,
     image_size,
     read_calib,
@@ -30,12 +41,14 @@ from dense_depth.datasets.kitti_files import (
     read_tracking,
     read_tracklets,
 )
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import SE3, invert, se3
 
-SCENE_KEYFRAMES = 200  # a shard holds a whole scene in memory, so longer drives are split
-SCENE_MARGIN_US = 5_000_000  # sweeps of a part reach this far beyond its keyframes
-EGO_CROP_M = (2.0, 1.6)  # recorded returns of the vehicle end 1.2 m behind the LiDAR and 1.5 m beside it
+IMAGE_PIXELS = 1242 * 375  # of the rectified images, more or less
+# Where the vehicle returns points. Those of the roof end 1.2 m behind the LiDAR and 1.5 m beside it. Those of the
+# bonnet, up to eight a sweep, have x 2.49 to 2.86 m, |y| up to 0.56 m and z -1.04 to -0.89 m; their crop ends at the
+# bumper and below the windscreen, so that nothing else can be in it.
+EGO_CROPS = (Crop((-2.0, 2.0), (-1.6, 1.6)), Crop((2.0, 3.0), (-0.8, 0.8), (-1.5, -0.7)))
 
 
 class KittiRawDataset:
@@ -65,6 +78,10 @@ class KittiRawDataset:
     def scene_names(self) -> tuple[str, ...]:
         """Names of all scenes: drive folders, or ``<drive>.000``, ``<drive>.001``, ... of a long drive."""
         return tuple(name for drive in self._drives.values() for name in drive.parts)
+
+    def splits(self) -> dict[str, list[str]]:
+        """None: KITTI raw has no splits."""
+        return {}
 
     def scenes(self, names: Sequence[str] = ()) -> Iterator[Scene]:
         """Reads the scenes with these names, all scenes of the drives with these names, or everything.
@@ -107,72 +124,89 @@ class _Drive:
         return {camera: frame_files(self.folder / camera / "data", "jpg", "png") for camera in self.cameras}
 
     @cached_property
-    def parts(self) -> dict[str, list[int]]:
-        """Keyframes, which are frames with a sweep and an image, by scene name."""
-        keyframes = sorted(self.sweeps.keys() & set().union(*self.images.values()))
-        if len(keyframes) <= SCENE_KEYFRAMES:
-            return {self.folder.name: keyframes}
-        starts = enumerate(range(0, len(keyframes), SCENE_KEYFRAMES))
-        return {f"{self.folder.name}.{i:03d}": keyframes[k : k + SCENE_KEYFRAMES] for i, k in starts}
+    def keyframes(self) -> list[int]:
+        """Frames with a sweep and an image."""
+        return sorted(self.sweeps.keys() & set().union(*self.images.values()))
 
-    def scenes(self, parts: Iterable[str], poses_file: Path | None, tracks_file: Path | None) -> Iterator[Scene]:
+    @cached_property
+    def parts(self) -> list[str]:
+        return part_names(self.folder.name, len(self.keyframes), IMAGE_PIXELS)
+
+    def scenes(self, parts: Collection[str], poses_file: Path | None, tracks_file: Path | None) -> Iterator[Scene]:
+        whole = self._read(poses_file, tracks_file)
+        return (part for part in split_drive(whole, IMAGE_PIXELS) if part.name in parts)
+
+    def _read(self, poses_file: Path | None, tracks_file: Path | None) -> Scene:
+        """The whole drive as one scene."""
         for camera in self.cameras or ["image_02"]:
             if not self.sweeps.keys() & self.images.get(camera, {}).keys():
                 raise InputError(f"{self.folder}: no frame has a file in velodyne_points/data and one in {camera}/data")
         times_us = read_times(self.folder / "velodyne_points" / "timestamps.txt", self.sweeps)
         cam0_SE3_velo = self._cam0_SE3_velo()
-        world_SE3_velo = self._world_SE3_velo(cam0_SE3_velo, times_us, poses_file)
-        tracks, notes = self._tracks(cam0_SE3_velo, times_us, world_SE3_velo, tracks_file), self._notes()
+        notes = self._notes()
+        world_SE3_velo = self._world_SE3_velo(cam0_SE3_velo, times_us, poses_file, notes)
+        tracks = self._tracks(cam0_SE3_velo, times_us, world_SE3_velo, tracks_file)
         if tracks is None:
             notes.append(f"{self.folder.name}: no tracklet_labels.xml, so there are no tracks")
-        cameras = [self._camera(camera, cam0_SE3_velo) for camera in self.images]
-        token = {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
-        margin_us = SCENE_MARGIN_US if len(self.parts) > 1 else 1 << 60
-        for name in parts:
-            keyframes = self.parts[name]
-            first_us, last_us = times_us[keyframes[0]] - margin_us, times_us[keyframes[-1]] + margin_us
-            sweeps = (
-                Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROP_M)
-                for i, path in self.sweeps.items()
-                if first_us <= times_us[i] <= last_us
-            )
-            frames = (
-                CameraFrame(
-                    sample_token=token[i],
-                    camera=camera,
-                    path=images[i],
-                    timestamp_us=times_us[i],
-                    width=width,
-                    height=height,
-                    K=K,
-                    world_SE3_cam=world_SE3_velo[i] @ velo_SE3_cam,
-                    key_sweep=token[i],
-                )
-                for (camera, images), (width, height, K, velo_SE3_cam) in zip(self.images.items(), cameras)
-                for i in keyframes
-                if i in images
-            )
-            here = (
-                replace(track, boxes=boxes)
-                for track in tracks or ()
-                if (boxes := tuple(box for box in track.boxes if first_us <= box.timestamp_us <= last_us))
-            )
-            yield Scene("kitti-raw", name, name, tuple(sweeps), tuple(frames), tuple(here), tuple(notes))
+        name, token = self.folder.name, {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
+        sweeps = (
+            Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS) for i, path in self.sweeps.items()
+        )
+        frames = (
+            CameraFrame(token[i], camera, images[i], times_us[i], *size, K, world_SE3_velo[i] @ velo_SE3_cam, token[i])
+            for camera, images in self.images.items()
+            for size, K, velo_SE3_cam in [self._camera(camera, cam0_SE3_velo)]
+            for i in self.keyframes
+            if i in images
+        )
+        seen = defaultdict(list)
+        for track in tracks or ():
+            for time_us in track.times_us:
+                seen[time_us].append(track.token)
+        keyframes = (
+            Keyframe(token[i], times_us[i], world_SE3_velo[i], tuple(seen[times_us[i]])) for i in self.keyframes
+        )
+        return Scene(
+            *("kitti-raw", name, name, tuple(sweeps), tuple(frames), tuple(tracks or ())),
+            notes=tuple(notes),
+            keyframes=tuple(keyframes),
+        )
 
-    def _world_SE3_velo(self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None) -> dict[int, SE3]:
+    def _world_SE3_velo(
+        self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None, notes: list[str]
+    ) -> dict[int, SE3]:
         """Sensor poses by frame."""
         source = poses_file or self.folder / "oxts" / "data"
         if poses_file:
             poses = {i: pose @ cam0_SE3_velo for i, pose in read_poses(poses_file, max(times_us) + 1).items()}
         else:
-            imu_SE3_velo = invert(read_rigid(self.folder.parent / "calib_imu_to_velo.txt"))
-            poses = {i: pose @ imu_SE3_velo for i, pose in read_oxts(source).items()}
+            poses = self._poses_of_oxts()
         for i in self.sweeps:
             if i not in poses:
                 raise InputError(f"{source}: no pose for frame {i}, which has a sweep")
-        places = np.array([poses[i][:3, 3] for i in self.sweeps])
-        check_speed([times_us[i] for i in self.sweeps], places, [f"{source}, frame {i}" for i in self.sweeps])
+        times = [times_us[i] for i in self.sweeps]
+        of_sweeps = np.array([poses[i] for i in self.sweeps])
+        check_speed(times, of_sweeps[:, :3, 3], [f"{source}, frame {i}" for i in self.sweeps])
+        if poses_file:
+            notes += self._compare_with_oxts(poses, times_us, poses_file)
+        notes += check_heading(times, of_sweeps, str(source))
         return poses
+
+    def _poses_of_oxts(self) -> dict[int, SE3]:
+        imu_SE3_velo = invert(read_rigid(self.folder.parent / "calib_imu_to_velo.txt"))
+        return {i: pose @ imu_SE3_velo for i, pose in read_oxts(self.folder / "oxts" / "data").items()}
+
+    def _compare_with_oxts(self, poses: dict[int, SE3], times_us: dict[int, int], poses_file: Path) -> list[str]:
+        try:
+            of_oxts = self._poses_of_oxts()
+        except InputError as error:
+            return [f"{poses_file}: not compared with GPS/IMU poses: {error}"]
+        both = [i for i in poses if i in of_oxts and i in times_us]
+        if not both:
+            return []
+        ours, theirs = (np.array([some[i] for i in both]) for some in (poses, of_oxts))
+        reference = f"the GPS/IMU poses in {self.folder / 'oxts'}"
+        return compare_poses([times_us[i] for i in both], ours, theirs, str(poses_file), reference)
 
     def _tracks(
         self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses: dict[int, SE3], tracks_file: Path | None
@@ -181,17 +215,21 @@ class _Drive:
         path = tracks_file or self.folder / "tracklet_labels.xml"
         if not tracks_file and not path.exists():
             return None
-        labels = read_tracking(path, invert(cam0_SE3_velo)) if tracks_file else read_tracklets(path)
-        boxes: dict[str, list[Box]] = defaultdict(list)
-        category: dict[str, str] = {}
-        for label in sorted(labels, key=lambda label: (label.track, label.frame)):
-            if (label.size_lwh_m <= 0).any():
-                raise InputError(f"{path}: {label.track}, frame {label.frame}: a size is not positive")
-            if label.frame in times_us and label.frame in poses:
-                world_SE3_box = poses[label.frame] @ label.velo_SE3_box
-                boxes[label.track].append(Box(times_us[label.frame], world_SE3_box, label.size_lwh_m))
-                category.setdefault(label.track, label.category)
-        return [Track(track, category[track], tuple(boxes[track])) for track in boxes]
+        read = read_tracking(path, invert(cam0_SE3_velo)) if tracks_file else read_tracklets(path)
+        of_track: dict[str, list[KittiBox]] = defaultdict(list)
+        for box in sorted(read, key=lambda box: (box.track, box.frame)):
+            if (box.size_lwh_m <= 0).any():
+                raise InputError(f"{path}: {box.track}, frame {box.frame}: a size is not positive")
+            if box.frame in times_us and box.frame in poses:
+                of_track[box.track].append(box)
+        tracks = []
+        for token, boxes in of_track.items():
+            times = [times_us[box.frame] for box in boxes]
+            world_SE3_box = np.stack([poses[box.frame] @ box.velo_SE3_box for box in boxes])
+            velocities = box_velocities(times, world_SE3_box[:, :3, 3])
+            parts = zip(times, world_SE3_box, [box.size_lwh_m for box in boxes], velocities)
+            tracks.append(Track(token, boxes[0].category, tuple(Box(*part) for part in parts)))
+        return tracks
 
     def _notes(self) -> list[str]:
         notes = []
@@ -213,8 +251,8 @@ class _Drive:
         check_upright(-cam0_SE3_velo[1:2, 2], [f"{velo_to_cam}: R"], MAX_TILT_DEG)
         return cam0_SE3_velo
 
-    def _camera(self, camera: str, cam0_SE3_velo: SE3) -> tuple[int, int, np.ndarray, SE3]:
-        """Width, height, K and velo_SE3_cam of a rectified camera."""
+    def _camera(self, camera: str, cam0_SE3_velo: SE3) -> tuple[tuple[int, int], np.ndarray, SE3]:
+        """Width and height, K and velo_SE3_cam of a rectified camera."""
         path = self.folder.parent / "calib_cam_to_cam.txt"
         number = camera.removeprefix("image_")
         width, height = (int(size) for size in read_calib(path, f"S_rect_{number}", (2,)))
@@ -225,7 +263,7 @@ class _Drive:
             raise InputError(f"{image}: {image_size(image)} pixels, but S_rect_{number} in {path} is {width, height}")
         # P = K [I | t]: the rectified cameras only differ by a shift.
         cam_SE3_cam0 = se3(np.eye(3), np.linalg.solve(P[:, :3], P[:, 3]))
-        return width, height, P[:, :3], invert(cam_SE3_cam0 @ cam0_SE3_velo)
+        return (width, height), P[:, :3], invert(cam_SE3_cam0 @ cam0_SE3_velo)
 
 
 def _ranges(indices: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ EARTH_RADIUS_M = 6378137.0
 MAX_TILT_DEG = 30.0
 
 
-class Label(NamedTuple):
+class KittiBox(NamedTuple):
     """A box of a label file."""
 
     track: str
@@ -143,9 +143,9 @@ def read_oxts(folder: Path) -> dict[int, SE3]:
     return {index: se3(R, place) for index, R, place in zip(files, rotations, places - places[0])}
 
 
-def read_tracklets(path: Path) -> list[Label]:
+def read_tracklets(path: Path) -> list[KittiBox]:
     """Boxes of ``tracklet_labels.xml``: bottom centre and yaw in the velodyne frame of each frame."""
-    labels = []
+    boxes = []
     try:
         for number, tracklet in enumerate(ElementTree.parse(path).getroot().findall("tracklets/item")):
             where = f"{path}: tracklet {number}"
@@ -157,15 +157,15 @@ def read_tracklets(path: Path) -> list[Label]:
                 *centre, yaw = _floats(text, 4, f"{where}, frame {index}: tx, ty, tz, rz")
                 centre[2] += size_lwh[2] / 2  # the file has the bottom
                 velo_SE3_box = se3(Rotation.from_euler("z", yaw).as_matrix(), np.array(centre))
-                labels.append(Label(f"tracklet_{number:04d}", category, index, velo_SE3_box, size_lwh))
+                boxes.append(KittiBox(f"tracklet_{number:04d}", category, index, velo_SE3_box, size_lwh))
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(f"{path}: malformed ({error})") from error
-    return labels
+    return boxes
 
 
-def read_tracking(path: Path, velo_SE3_cam0: SE3) -> list[Label]:
+def read_tracking(path: Path, velo_SE3_cam0: SE3) -> list[KittiBox]:
     """Boxes of KITTI tracking labels: bottom centre and turn about y (down) in the rectified camera 0."""
-    labels: dict[tuple[int, int], Label] = {}
+    boxes: dict[tuple[int, int], KittiBox] = {}
     for number, line in enumerate(_lines(path), 1):
         columns = line.split()
         if len(columns) not in (17, 18):  # results have a score at the end
@@ -176,11 +176,11 @@ def read_tracking(path: Path, velo_SE3_cam0: SE3) -> list[Label]:
         values = _floats(" ".join(columns[:16]), 16, f"{path}:{number}")
         frame, track = int(values[0]), int(values[1])
         h, w, l, x, y, z, ry = values[9:]  # noqa: E741
-        if (frame, track) in labels:
+        if (frame, track) in boxes:
             raise InputError(f"{path}:{number}: object {track} is in frame {frame} twice")
         c, s = np.cos(ry), np.sin(ry)
         cam0_R_box = np.array([[c, s, 0], [0, 0, -1], [-s, c, 0]])  # columns: forward, left, up
         velo_SE3_box = velo_SE3_cam0 @ se3(cam0_R_box, np.array([x, y - h / 2, z]))
         name = f"track_{track:04d}"
-        labels[frame, track] = Label(name, category.lower(), frame, velo_SE3_box, np.array([l, w, h]))
-    return list(labels.values())
+        boxes[frame, track] = KittiBox(name, category.lower(), frame, velo_SE3_box, np.array([l, w, h]))
+    return list(boxes.values())

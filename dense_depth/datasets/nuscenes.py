@@ -18,8 +18,15 @@ import numpy as np
 
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
-from dense_depth.datasets.checks import check_cameras, check_intrinsics, check_speed, check_upright, some_of
-from dense_depth.datasets.scene import Box, CameraFrame, Scene, Sweep, Track
+from dense_depth.datasets.checks import (
+    check_cameras,
+    check_heading,
+    check_intrinsics,
+    check_speed,
+    check_upright,
+    some_of,
+)
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
 from dense_depth.geometry import rotation_from_quaternion
 
 Row = dict[str, Any]
@@ -27,7 +34,8 @@ Row = dict[str, Any]
 DEFAULT_VERSION = "v1.0-trainval"
 LIDAR = "LIDAR_TOP"
 LIDAR_FEATURES = 5  # x, y, z, intensity, ring
-EGO_CROP_M = (2.0, 1.0)  # along and across the vehicle, whose recorded returns end 1.8 m ahead and 0.7 m beside
+# The vehicle's recorded returns end 1.8 m ahead of the LiDAR and 0.7 m beside it.
+EGO_ALONG_M, EGO_ACROSS_M = (-2.0, 2.0), (-1.0, 1.0)
 MAX_EGO_TILT_DEG = 30.0
 MAX_SENSOR_TILT_DEG = 45.0
 
@@ -91,7 +99,7 @@ class NuScenesDataset:
         Raises:
             InputError: A name is unknown, a chain of rows is broken, or a calibration cannot be.
         """
-        splits = self._splits() if set(names) - set(self._scene_rows) else {}
+        splits = self.splits() if set(names) - set(self._scene_rows) else {}
         selected = set() if names else set(self._scene_rows)
         for name in names:
             if name not in self._scene_rows and name not in splits:
@@ -106,7 +114,12 @@ class NuScenesDataset:
             selected |= found
         return (self._scene(row) for name, row in self._scene_rows.items() if name in selected)
 
-    def _splits(self) -> dict[str, list[str]]:
+    def splits(self) -> dict[str, list[str]]:
+        """The official splits and those in ``splits.json`` in the table folder, which go first.
+
+        Raises:
+            InputError: ``splits.json`` cannot be read, or is no map from names to lists.
+        """
         from nuscenes.utils.splits import create_splits_scenes
 
         path = self._folder / "splits.json"
@@ -141,22 +154,27 @@ class NuScenesDataset:
             notes.append(f"{name}: nbr_samples is {scene['nbr_samples']} but the sample table has {len(samples)}")
 
         sweep_rows = self._channel(token, name, LIDAR, notes)
-        key_sweeps = self._keyframes(samples, sweep_rows, name, LIDAR)
-        mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in sweep_rows]
+        key_sweeps = self._key_rows(samples, sweep_rows, name, LIDAR)
+        world_SE3_ego, ego_SE3_lidar = self._world_SE3_ego(sweep_rows), self._ego_SE3_sensor(sweep_rows)
+        notes += check_heading([row["timestamp"] for row in sweep_rows], world_SE3_ego, f"{name}: ego_pose")
         # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
-        forward = np.abs(_poses("calibrated_sensor", mounts)[:, 0, :2]).argmax(1)
-        crops = [EGO_CROP_M[::-1] if axis else EGO_CROP_M for axis in forward]
+        forward = np.abs(ego_SE3_lidar[:, 0, :2]).argmax(1)
+        crops = [Crop(EGO_ACROSS_M, EGO_ALONG_M) if axis else Crop(EGO_ALONG_M, EGO_ACROSS_M) for axis in forward]
         sweeps = tuple(
-            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, crop)
-            for row, pose, crop in zip(sweep_rows, self._world_SE3_sensor(sweep_rows), crops)
+            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, (crop,))
+            for row, pose, crop in zip(sweep_rows, world_SE3_ego @ ego_SE3_lidar, crops)
         )
         frames: list[CameraFrame] = []
         for camera in self._cameras:
             if self._all_cameras and not self._data[token, camera]:
                 continue  # this scene was recorded without it
-            rows = self._keyframes(samples, self._channel(token, name, camera, notes), name, camera)
-            frames += map(self._frame, rows, self._world_SE3_sensor(rows), [row["token"] for row in key_sweeps])
-        return Scene("nuscenes", token, name, sweeps, tuple(frames), self._tracks(name, samples, notes), tuple(notes))
+            rows = self._key_rows(samples, self._channel(token, name, camera, notes), name, camera)
+            world_SE3_cam = self._world_SE3_ego(rows) @ self._ego_SE3_sensor(rows)
+            frames += map(self._frame, rows, world_SE3_cam, [row["token"] for row in key_sweeps])
+        tracks = self._tracks(name, samples, notes)
+        pose_of = {row["sample_token"]: pose for row, pose in zip(sweep_rows, world_SE3_ego) if row["is_key_frame"]}
+        keyframes = tuple(self._keyframe(sample, pose_of[sample["token"]]) for sample in samples)
+        return Scene("nuscenes", token, name, sweeps, tuple(frames), tracks, tuple(notes), keyframes)
 
     def _channel(self, scene_token: str, name: str, channel: str, notes: list[str]) -> list[Row]:
         """All rows of a channel in order of time, between keyframes too."""
@@ -166,7 +184,7 @@ class NuScenesDataset:
         check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
         return rows
 
-    def _keyframes(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
+    def _key_rows(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
         """The row of each sample."""
         row_of: dict[str, Row] = {}
         for row in rows:
@@ -193,6 +211,11 @@ class NuScenesDataset:
             key_sweep=key_sweep,
         )
 
+    def _keyframe(self, sample: Row, world_SE3_ego: np.ndarray) -> Keyframe:
+        annotations = [self._nusc.get("sample_annotation", token) for token in sample["anns"]]
+        tracks = tuple(row["instance_token"] for row in annotations)
+        return Keyframe(_safe(sample["token"], "sample"), sample["timestamp"], world_SE3_ego, tracks)
+
     def _tracks(self, name: str, samples: list[Row], notes: list[str]) -> tuple[Track, ...]:
         rows_of: dict[str, list[Row]] = defaultdict(list)
         for sample in samples:
@@ -206,11 +229,25 @@ class NuScenesDataset:
             sizes_lwh = _numbers("sample_annotation", rows, "size", (3,))[:, [1, 0, 2]]  # the table has w, l, h
             if (sizes_lwh <= 0).any():
                 raise InputError(f"sample_annotation of instance {token}: a size is not positive")
-            boxes = tuple(Box(row["timestamp"], pose, size) for row, pose, size in zip(rows, poses, sizes_lwh))
+            velocities = box_velocities([row["timestamp"] for row in rows], poses[:, :3, 3])
+            boxes = tuple(
+                Box(row["timestamp"], pose, size, velocity, _n_points(row), self._attribute(row))
+                for row, pose, size, velocity in zip(rows, poses, sizes_lwh, velocities)
+            )
             tracks.append(Track(token, rows[0]["category_name"], boxes))
         if cut:
             notes.append(f"{name}: {len(cut)} ends of annotation chains lie outside the tables, such as {cut[0]}")
         return tuple(tracks)
+
+    def _attribute(self, annotation: Row) -> str:
+        """Name of the first attribute."""
+        for token in annotation.get("attribute_tokens") or ():
+            if not self._has("attribute", token):
+                raise InputError(
+                    f"sample_annotation {annotation['token']}: attribute {token!r} is not in the table attribute"
+                )
+            return str(self._nusc.get("attribute", token)["name"])
+        return ""
 
     def _chain(self, table: str, what: str, rows: list[Row], notes: list[str]) -> list[Row]:
         """Sorts rows by time and requires that neighbours point at each other, which also excludes cycles."""
@@ -236,16 +273,21 @@ class NuScenesDataset:
             return False
         return True
 
-    def _world_SE3_sensor(self, rows: list[Row]) -> np.ndarray:
-        """(n, 4, 4) sensor poses, each at the row's own time."""
+    def _world_SE3_ego(self, rows: list[Row]) -> np.ndarray:
+        """(n, 4, 4) poses of the vehicle, each at the row's own time."""
         egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
+        poses = _poses("ego_pose", egos)
+        check_upright(poses[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
+        return poses
+
+    def _ego_SE3_sensor(self, rows: list[Row]) -> np.ndarray:
+        """(n, 4, 4) mounts of the sensors."""
         mounts = [self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"]) for row in rows]
-        world_SE3_ego, ego_SE3_sensor = _poses("ego_pose", egos), _poses("calibrated_sensor", mounts)
-        check_upright(world_SE3_ego[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)
+        poses = _poses("calibrated_sensor", mounts)
         is_camera = np.array([row["sensor_modality"] == "camera" for row in rows], dtype=bool)
-        up_z = np.where(is_camera, -ego_SE3_sensor[:, 2, 1], ego_SE3_sensor[:, 2, 2])  # up is -y of a camera
+        up_z = np.where(is_camera, -poses[:, 2, 1], poses[:, 2, 2])  # up is -y of a camera
         check_upright(up_z, _names("calibrated_sensor", mounts), MAX_SENSOR_TILT_DEG)
-        return world_SE3_ego @ ego_SE3_sensor
+        return poses
 
     def _path(self, row: Row) -> Path:
         # Symlinks below dataroot are the user's own (samples often live on another disk); names in tables are not.
@@ -306,6 +348,16 @@ def _safe(token: str, table: str) -> str:
     if not re.fullmatch(r"[0-9a-zA-Z_-][0-9a-zA-Z_.-]{0,127}", token):
         raise InputError(f"{table} {token!r}: the token cannot be a file name; use up to 128 of 0-9 a-z A-Z _ . -")
     return token
+
+
+def _n_points(annotation: Row) -> int | None:
+    """LiDAR and radar points in a box, where both were counted."""
+    lidar, radar = annotation.get("num_lidar_pts"), annotation.get("num_radar_pts")
+    if lidar is None or radar is None:
+        return None
+    if not (isinstance(lidar, int) and isinstance(radar, int)):
+        raise InputError(f"sample_annotation {annotation['token']}: num_lidar_pts and num_radar_pts must be integers")
+    return lidar + radar
 
 
 def _names(table: str, rows: list[Row]) -> list[str]:

@@ -9,11 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from dense_depth.geometry import SE3, quaternion_from_rotation, rotation_from_quaternion, se3, slerp
+
+
+class Crop(NamedTuple):
+    """A part of the space around a sensor, in its frame: what lies strictly between all of these.
+
+    Attributes:
+        x_m: Lowest and highest x.
+        y_m: Lowest and highest y.
+        z_m: Lowest and highest z.
+    """
+
+    x_m: tuple[float, float]
+    y_m: tuple[float, float]
+    z_m: tuple[float, float] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +38,11 @@ class Sweep:
     Attributes:
         token: Identifies the sweep within the dataset.
         path: The point file.
-        n_features: float32 values per point in the file; the first three are x, y, z in the sensor frame.
+        n_features: Values per point in the file; the first three are x, y, z in the sensor frame.
         timestamp_us: Time of the sweep.
         world_SE3_sensor: Sensor pose at that time.
-        ego_crop_m: Points nearer to the sensor than this both along its x and its y axis lie on the ego vehicle.
+        ego_crops: Points in one of these lie on the ego vehicle.
+        format: How the file holds its points, see ``dense_depth.sweeps.FORMATS``.
     """
 
     token: str
@@ -34,7 +50,8 @@ class Sweep:
     n_features: int
     timestamp_us: int
     world_SE3_sensor: SE3
-    ego_crop_m: tuple[float, float]
+    ego_crops: tuple[Crop, ...]
+    format: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +89,18 @@ class Box:
         timestamp_us: The instant.
         world_SE3_box: Pose of the box centre.
         size_lwh_m: Length (x), width (y) and height (z).
+        velocity_mps: (3,) of the centre in the world frame, NaN where it is not known; None for a box that was not
+            annotated but interpolated.
+        n_points: LiDAR and radar points in an annotated box; None where the dataset does not say.
+        attribute: What the object does, in the dataset's words, such as ``vehicle.parked``; may be empty.
     """
 
     timestamp_us: int
     world_SE3_box: SE3
     size_lwh_m: np.ndarray
+    velocity_mps: np.ndarray | None = None
+    n_points: int | None = None
+    attribute: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +171,40 @@ def boxes_at(tracks: Sequence[Track], timestamp_us: int, extrapolate_s: float = 
     return boxes
 
 
+def box_velocities(
+    timestamps_us: Sequence[int], centres: Float[np.ndarray, "boxes 3"], max_gap_s: float = 1.5
+) -> Float[np.ndarray, "boxes 3"]:
+    """Velocities of one object in m/s from the places of its boxes, as nuScenes' devkit defines them.
+
+    The difference of both neighbours in time, or to the one neighbour of an end. NaN for a single box and where
+    neighbours are further apart than ``max_gap_s`` per step.
+    """
+    n = len(timestamps_us)
+    first, last = np.maximum(np.arange(n) - 1, 0), np.minimum(np.arange(n) + 1, n - 1)
+    times_s = 1e-6 * np.asarray(timestamps_us)
+    gaps_s = times_s[last] - times_s[first]
+    known = (gaps_s > 0) & (gaps_s <= max_gap_s * (last - first))
+    return np.where(known[:, None], (centres[last] - centres[first]) / np.where(known, gaps_s, 1.0)[:, None], np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """An annotated instant.
+
+    Attributes:
+        sample_token: Identifies it; its camera frames name it.
+        timestamp_us: The time of its boxes.
+        world_SE3_ego: Pose of the vehicle, x forward, y left, z up, at the time of the key sweep. nuScenes: the ego
+            pose of LIDAR_TOP; KITTI: the LiDAR itself.
+        track_tokens: The tracks that have a box here, in the dataset's order of annotations.
+    """
+
+    sample_token: str
+    timestamp_us: int
+    world_SE3_ego: SE3
+    track_tokens: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """One continuous drive.
@@ -159,6 +217,7 @@ class Scene:
         frames: Every camera frame of every keyframe, ordered by (camera, timestamp).
         tracks: Annotated objects, ordered by token.
         notes: What the reader left out or found odd, one line each.
+        keyframes: The annotated instants, ordered by time.
     """
 
     dataset: str
@@ -168,6 +227,7 @@ class Scene:
     frames: tuple[CameraFrame, ...]
     tracks: tuple[Track, ...]
     notes: tuple[str, ...] = ()
+    keyframes: tuple[Keyframe, ...] = ()
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -177,3 +237,12 @@ class Scene:
     def frames_of(self, camera: str) -> tuple[CameraFrame, ...]:
         """The frames of one camera, ordered by time."""
         return tuple(frame for frame in self.frames if frame.camera == camera)
+
+    def boxes_of(self, keyframe: Keyframe) -> list[tuple[Track, Box]]:
+        """The annotated boxes of a keyframe, each with its track, in the dataset's order of annotations."""
+        tracks = [self._track_of[token] for token in keyframe.track_tokens]
+        return [(track, track.boxes[bisect.bisect_left(track.times_us, keyframe.timestamp_us)]) for track in tracks]
+
+    @cached_property
+    def _track_of(self) -> dict[str, Track]:
+        return {track.token: track for track in self.tracks}

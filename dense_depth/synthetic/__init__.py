@@ -10,9 +10,7 @@ time, so a camera that fires 18 ms before the LiDAR sees moving objects where th
 As in nuScenes, a sample_data row between keyframes belongs to the sample that follows it; images exist at keyframes.
 """
 
-from dense_depth.datasets.truth import Surface, Truth, read_truth
 from dense_depth.synthetic.config import Faults, SynthConfig
 from dense_depth.synthetic.dataset import generate
-from dense_depth.synthetic.sensors import CAMERAS
 
-__all__ = ["CAMERAS", "Faults", "Surface", "SynthConfig", "Truth", "generate", "read_truth"]
+__all__ = ["Faults", "SynthConfig", "generate"]

@@ -1,5 +1,6 @@
 """Bicycles and motorcycles, with gaps between their spokes and tubes. Built on the floor, z = 0, facing x."""
 
+from dataclasses import replace
 from functools import partial
 from math import cos, pi, sin
 
@@ -20,7 +21,7 @@ ANKLE_M = (-0.09, 0.09)  # (x, z) of an ankle from its pedal
 def bicycle(rng: np.random.Generator, rider: bool) -> Body:
     """A bicycle, vehicle.bicycle; its rider pedals."""
     who, colour = person(rng), pick(rng, FRAMES)
-    helmet = pick(rng, HELMETS) if rng.random() < 0.5 else None
+    who = replace(who, helmet=pick(rng, HELMETS) if rng.random() < 0.5 else None)
     radius_m, crank_m, grip_x = rng.uniform(0.32, 0.35), 0.17, rng.uniform(0.25, 0.33)
     rear, front, pedals = np.array([(-0.5, 0, radius_m), (0.54, 0, radius_m), (-0.08, 0, 0.29)])
     saddle = np.array([-0.26, 0, 0.2 + 0.455 * who.height_m])
@@ -43,7 +44,7 @@ def bicycle(rng: np.random.Generator, rider: bool) -> Body:
     moving: list[tuple[Mesh, Pose]] = [(merge([cranks, polygons(treads, DARK, Material.PLASTIC)]), turning)]
     if rider:
         ankles = [partial(_ankle, axle_m=(pedals[0], pedals[2]), crank_m=crank) for crank in (crank_m, -crank_m)]
-        trunk, legs = riding(who, saddle + [0, 0, 0.1], grip, rng.uniform(0.3, 0.6), ankles, 0.1, helmet)
+        trunk, legs = riding(who, saddle + [0, 0, 0.1], grip, rng.uniform(0.3, 0.6), ankles, 0.1)
         meshes.append(trunk)
         moving += legs
     return boxed("vehicle.bicycle", meshes, moving)
@@ -51,7 +52,8 @@ def bicycle(rng: np.random.Generator, rider: bool) -> Body:
 
 def motorcycle(rng: np.random.Generator, rider: bool) -> Body:
     """A motorcycle, vehicle.motorcycle."""
-    who, colour, helmet = person(rng), pick(rng, FRAMES), pick(rng, HELMETS)
+    who, colour = person(rng), pick(rng, FRAMES)
+    who = replace(who, helmet=pick(rng, HELMETS))
     radius_m, base_m = rng.uniform(0.3, 0.33), rng.uniform(1.36, 1.5)
     rear, front = np.array([(-base_m / 2, 0, radius_m), (base_m / 2, 0, radius_m)])
     head, grip = np.array([base_m / 2 - 0.3, 0, 0.92]), np.array([base_m / 2 - 0.38, 0.34, 1.06])
@@ -73,7 +75,7 @@ def motorcycle(rng: np.random.Generator, rider: bool) -> Body:
     ]
     if rider:
         ankles = [partial(_fixed, place_m=(-0.12, 0.36))] * 2
-        trunk, legs = riding(who, (-0.3, 0, 0.9), grip, rng.uniform(0.15, 0.45), ankles, 0.17, helmet)
+        trunk, legs = riding(who, (-0.3, 0, 0.9), grip, rng.uniform(0.15, 0.45), ankles, 0.17)
         meshes += [trunk, *(mesh.moved(pose(0.0)) for mesh, pose in legs)]
     return boxed("vehicle.motorcycle", meshes)
 

@@ -38,6 +38,7 @@ class Person:
     sleeve: Int[np.ndarray, "3"]  # of the forearm
     trousers: Int[np.ndarray, "3"]
     shoe: Int[np.ndarray, "3"]
+    helmet: Colour | None = None
 
     @property
     def thigh_m(self) -> float:
@@ -73,12 +74,12 @@ class Person:
         sections *= self.height_m
         return prism(sections[:-1], sections[1:], self.top, Material.CLOTH, closed=False)
 
-    def head(self, helmet: Colour | None = None) -> Mesh:
-        """Neck, head and hair, from the shoulders (origin) up to 0.185 of the height."""
+    def head(self) -> Mesh:
+        """Neck, head and hair or helmet, from the shoulders (origin) up to 0.185 of the height."""
         h = self.height_m
         places = h * np.array([(-0.005, 0, -0.02), (0.008, 0, 0.06), (0.008, 0, 0.13)])
-        bare = helmet is None
-        hair = self.hair if helmet is None else helmet
+        bare = self.helmet is None
+        hair = self.hair if self.helmet is None else self.helmet
         radius_m = (0.053 if bare else 0.066) * h
         low, top = h * np.array([(-0.014, 0, 0.1), (-0.004, 0, 0.185)])
         return merge(
@@ -180,7 +181,6 @@ def riding(
     lean: float,
     ankles: Sequence[Point],
     ankle_y_m: float,
-    helmet: Colour | None,
 ) -> tuple[Mesh, list[tuple[Mesh, Pose]]]:
     """A person on two wheels.
 
@@ -191,7 +191,6 @@ def riding(
         lean: How far the trunk leans forward in radians.
         ankles: Left and right.
         ankle_y_m: y of the left one.
-        helmet: Its colour.
 
     Returns:
         What does not move, and the legs with their poses; in the frame of the arguments.
@@ -199,7 +198,7 @@ def riding(
     h, seat = who.height_m, np.asarray(seat_m, np.float64)
     trunk = hinged(0.0, seat, partial(_constant, angle=-lean))
     shoulders = seat + who.torso_m * trunk[:3, 2]
-    meshes = [who.torso().moved(trunk), who.head(helmet).moved(_at(*shoulders))]
+    meshes = [who.torso().moved(trunk), who.head().moved(_at(*shoulders))]
     hips, angles = [], []
     for y, ankle in zip((1, -1), ankles):
         shoulder = shoulders + [0, y * 0.115 * h, -0.03 * h]

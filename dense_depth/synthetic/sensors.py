@@ -150,7 +150,7 @@ def expose(world: World, camera: Camera, time_s: float) -> Exposure:
     canvas = Canvas(camera.height, camera.width, len(world.actors) + 1)
     canvas.draw(mesh.corners_m, instances, invert(world_SE3_cam), camera.K)
     shadows = world.shadows.with_movers(movers.corners_m)
-    image = shade(canvas, mesh, world_SE3_cam, camera.K, world.light, shadows, world.street.marks)
+    image = shade(canvas, mesh, world_SE3_cam, camera.K, shadows, world.street.marks)
     empty = canvas.triangle < 0
     with np.errstate(divide="ignore"):
         depth_m = np.where(empty, np.float32(0), 1 / canvas.inverse_depth)

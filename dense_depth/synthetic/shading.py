@@ -59,6 +59,7 @@ class ShadowMap:
 
     def __init__(self, light: Light, low_m: Float[np.ndarray, "3"], high_m: Float[np.ndarray, "3"]) -> None:
         """Covers the world between two corners."""
+        self.light = light
         east = np.cross([0.0, 1.0, 0.0], light.to_sun)
         axes = np.stack(
             [east / np.linalg.norm(east), np.cross(light.to_sun, east / np.linalg.norm(east)), light.to_sun]
@@ -78,7 +79,7 @@ class ShadowMap:
     def with_movers(self, corners_m: Float[np.ndarray, "t 3 3"]) -> "ShadowMap":
         """A copy with more triangles."""
         other = object.__new__(ShadowMap)
-        other.map_T_world, other.heights = self.map_T_world, self.heights.copy()
+        other.light, other.map_T_world, other.heights = self.light, self.map_T_world, self.heights.copy()
         other.draw(corners_m)
         return other
 
@@ -99,7 +100,6 @@ def shade(
     mesh: Mesh,
     world_SE3_cam: SE3,
     K: Float[np.ndarray, "3 3"],
-    light: Light,
     shadows: ShadowMap,
     marks: Marks,
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -110,11 +110,10 @@ def shade(
         mesh: World frame; float32 arrays.
         world_SE3_cam: Pose of the camera.
         K: Intrinsics.
-        light: Sun and sky.
-        shadows: Drawn with the same mesh.
+        shadows: Drawn with the same mesh, under the sun and sky that light it.
         marks: What is painted on the street.
     """
-    out = np.empty((*canvas.triangle.shape, 3), np.uint8)
+    out, light = np.empty((*canvas.triangle.shape, 3), np.uint8), shadows.light
     _shade(
         canvas.triangle,
         canvas.inverse_depth,

@@ -8,7 +8,7 @@ from conftest import CONFIG, make_scene, moving_track, yaw_pose
 
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, cut_sweep
-from dense_depth.datasets.scene import Box
+from dense_depth.datasets.scene import Box, Crop
 from dense_depth.geometry import invert, transform
 from dense_depth.label import Source
 from dense_depth.sweeps import count_points
@@ -95,6 +95,17 @@ def test_window_and_left_out_sweeps(tmp_path):
         cloud.select(np.eye(4), 1_400_000, "s4")
 
 
+def test_a_vehicle_of_two_parts():
+    """A roof of any height, and a bonnet that is low, ahead and off the middle; borders are outside."""
+    crops = (Crop((-2, 2), (-1, 1)), Crop((2, 3), (-0.5, 0.7), (-1.5, -0.5)))
+    points = np.array([[x, y, z] for x in (-3, -1, 2, 2.5, 3) for y in (-0.6, 0.6) for z in (-2, -1, -0.5, 9)])
+    cut = cut_sweep(points.astype(np.float32), np.eye(4), [], AccumulationConfig(min_range_m=0.0), crops)
+    ego = {(x, y, z) for x, y, z in points[cut.reason == Reason.EGO].tolist()}
+    assert ego == {(-1, y, z) for y in (-0.6, 0.6) for z in (-2, -1, -0.5, 9)} | {(2.5, 0.6, -1)}
+    only = AccumulationConfig(min_range_m=0.0, ego_crop_m=(0.0, 0.0))  # the option stands in for all crops
+    assert not cut_sweep(points.astype(np.float32), np.eye(4), [], only, crops).reason_counts[Reason.EGO]
+
+
 @pytest.mark.parametrize("crop_m", [(2.0, 1.0), (1.0, 2.0)])
 @pytest.mark.parametrize("asked", [True, False])
 def test_cut_accounts_for_every_point(crop_m, asked):
@@ -109,7 +120,8 @@ def test_cut_accounts_for_every_point(crop_m, asked):
     points[19, :3] = 0, 0, 50  # straight up: no azimuth
     boxes = [Box(0, yaw_pose(0.3, 12, 4), np.array([8.0, 4.0, 3.0])), Box(0, yaw_pose(0, 12, 4), np.array([9.0, 5, 4]))]
     config = AccumulationConfig(ego_crop_m=crop_m if asked else None, min_range_m=0.0, box_margin_m=0.0)
-    cut = cut_sweep(points, np.eye(4), boxes, config, (0.0, 0.0) if asked else crop_m)
+    crop = Crop(*((-size_m, size_m) for size_m in crop_m))
+    cut = cut_sweep(points, np.eye(4), boxes, config, () if asked else (crop,))
 
     xyz = points[:, :3].astype(np.float64)
     bad = ~(np.abs(xyz) < 1e3).all(1)

@@ -113,12 +113,12 @@ def test_age_is_rounded_half_up_and_capped(tmp_path):
     np.array([[10, 0, 0, 0, 0]], np.float32).tofile(tmp_path / "one.bin")
     forward = se3(np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]), np.zeros(3))
     frame = CameraFrame("k", "CAM", tmp_path / "k.jpg", 10_000_000, 100, 50, K, forward, "far")
-    far = Sweep("far", tmp_path / "one.bin", 5, 0, yaw_pose(0, 20, 0), (0.0, 0.0))  # the same pixel, behind
+    far = Sweep("far", tmp_path / "one.bin", 5, 0, yaw_pose(0, 20, 0), ())  # the same pixel, behind
     config = replace(CONFIG, past_s=10, future_s=10)
     for n in range(1, len(ages) + 1):
         times_us = list(ages)[-n:]
         sweeps = [far] + [
-            Sweep(f"{t}", tmp_path / "one.bin", 5, 10_000_000 + t, np.eye(4), (0.0, 0.0)) for t in sorted(times_us)
+            Sweep(f"{t}", tmp_path / "one.bin", 5, 10_000_000 + t, np.eye(4), ()) for t in sorted(times_us)
         ]
         scene = Scene("test", "scene", "scene", tuple(sweeps), (frame,), ())
         depth, source, age, _ = rendered(SceneCloud(scene, [frame], config), frame)

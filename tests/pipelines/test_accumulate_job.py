@@ -386,7 +386,7 @@ def test_real_drive_makes_forty_labels(recorded, tmp_path):
 def peak_memory(scene_args: str) -> None:
     """Makes the labels of one big scene and prints the peak resident size; run in a process of its own."""
     from dense_depth.accumulation import AccumulationConfig
-    from dense_depth.datasets.scene import CameraFrame, Scene, Sweep
+    from dense_depth.datasets.scene import CameraFrame, Crop, Scene, Sweep
     from dense_depth.geometry import se3
     from dense_depth.projection import VisibilityConfig
     from pipelines.accumulate import Recipe
@@ -398,8 +398,9 @@ def peak_memory(scene_args: str) -> None:
     points[:, :3] = np.column_stack([np.cos(azimuth), np.sin(azimuth), rng.uniform(-0.3, 0.1, len(points))])
     points[:, :3] *= rng.uniform(3, 60, (len(points), 1))
     points.tofile(folder / "sweep.bin")
+    crops = (Crop((-2, 2), (-1, 1)),)
     sweeps = tuple(
-        Sweep(f"s{i:03d}", folder / "sweep.bin", 5, 50_000 * i, se3(np.eye(3), np.array([0.4 * i, 0, 0])), (2.0, 1.0))
+        Sweep(f"s{i:03d}", folder / "sweep.bin", 5, 50_000 * i, se3(np.eye(3), np.array([0.4 * i, 0, 0])), crops)
         for i in range(400)
     )
     K = np.array([[1266.0, 0, 800], [0, 1266, 450], [0, 0, 1]])

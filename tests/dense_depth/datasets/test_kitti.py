@@ -44,6 +44,77 @@ def key_values(path):
     return {key: np.array(value.split(), float) for key, value in lines if key != "calib_time"}
 
 
+def mutated(pose, mistake, index, poses):
+    """The 3x4 pose of a frame with a mistake in it."""
+    if mistake == "inverted":
+        return invert(pose)[:3]
+    if mistake.startswith("stretched"):
+        return np.column_stack([pose[:3, :3], pose[:3, 3] * float(mistake.split()[1])])
+    if mistake == "axes swapped":
+        return np.column_stack([pose[:3, :3], pose[[2, 0, 1], 3]])
+    if mistake == "transposed":
+        return np.column_stack([pose[:3, :3].T, pose[:3, 3]])
+    if mistake.startswith("late"):
+        return poses[min(index + int(mistake.split()[1]), len(poses) - 1)][:3]
+    assert mistake == "none"
+    return pose[:3]
+
+
+@real
+@pytest.mark.parametrize(
+    ("mistake", "outcome"),
+    [
+        ("none", "good"),
+        ("stretched 1.1", "noted"),
+        ("late 2", "noted"),
+        ("inverted", "refused"),
+        ("stretched 1.5", "refused"),
+        ("stretched 0.5", "refused"),
+        ("axes swapped", "refused"),
+        ("transposed", "refused"),
+        ("late 5", "refused"),
+    ],
+)
+def test_poses_are_compared_with_gps(tmp_path, mistake, outcome):
+    """Estimated poses of the recorded drive are good; with a mistake they are refused or noted in one line."""
+    poses = [np.vstack([row.reshape(3, 4), [0, 0, 0, 1]]) for row in np.loadtxt(POSES)]
+    wrong = [mutated(pose, mistake, i, poses).ravel() for i, pose in enumerate(poses)]
+    np.savetxt(tmp_path / "poses.txt", wrong, fmt="%.17g")
+    dataset = open_dataset(DatasetConfig("kitti-raw", RAW, poses=tmp_path / "poses.txt"))
+    if outcome == "refused":
+        with pytest.raises(InputError, match=r"poses.txt: motions over a second .* compared with .*oxts; are") as error:
+            list(dataset.scenes([DRIVE]))
+        assert "\n" not in str(error.value)
+    else:
+        (scene,) = dataset.scenes([DRIVE])
+        assert [bool(re.search("poses.txt: motions .* good poses differ less", note)) for note in scene.notes] == [
+            True
+        ] * (outcome == "noted")
+
+
+@real
+def test_the_bonnet_is_no_obstacle(recorded):
+    """No object can be before the bumper this near, whatever the drive; the sides of the road stay.
+
+    One drive at all its frames, three others at one frame each.
+    """
+    from dense_depth.accumulation import AccumulationConfig, Reason, cut_sweep
+
+    drives = (recorded / "kitti_raw").glob("*/*/velodyne_points/data/*.bin")
+    paths = [*drives, *(recorded / "kitti_object" / "training" / "velodyne").glob("*.bin")]
+    returned = []
+    for path in paths:
+        points = np.fromfile(path, np.float32).reshape(-1, 4)
+        kept = cut_sweep(points, np.eye(4), [], AccumulationConfig(), kitti.EGO_CROPS).reason == Reason.STATIC
+        x, y, z = points[:, :3].T
+        bonnet = (np.abs(x - 2.7) < 0.4) & (np.abs(y) < 0.7) & (z > -1.3)
+        returned.append(bonnet.sum())
+        assert not (kept & bonnet).any(), path
+        beyond = (np.linalg.norm(points[:, :3], axis=1) < 80) & ((np.abs(y) > 1.6) | (np.abs(x) > 3))
+        assert kept[beyond].all(), path
+    assert len(paths) == 43 and sum(returned) > 50 and max(returned) < 10
+
+
 @real
 def test_recorded_frames(with_oxts):
     assert (with_oxts.name, with_oxts.token, with_oxts.cameras) == (DRIVE, DRIVE, ("image_02",))
@@ -51,7 +122,6 @@ def test_recorded_frames(with_oxts):
     assert not with_oxts.notes
     # First line of velodyne_points/timestamps.txt: 2011-09-26 13:04:32.335337762.
     since_epoch = datetime(2011, 9, 26, 13, 4, 32, 335337, tzinfo=UTC) - datetime.fromtimestamp(0, UTC)
-    assert with_oxts.sweeps[0].ego_crop_m == (2.0, 1.6)
     assert with_oxts.sweeps[0].timestamp_us == since_epoch // timedelta(microseconds=1)
     for sweep, frame in zip(with_oxts.sweeps, with_oxts.frames):
         assert sweep.timestamp_us == frame.timestamp_us
@@ -261,6 +331,14 @@ def test_geometry_of_a_hand_made_drive(tmp_path):
     np.testing.assert_allclose(track.boxes[0].world_SE3_box[:3, 3], [12, 2, 0.3], atol=1e-6)
     np.testing.assert_allclose(track.boxes[0].world_SE3_box[:3, 0], [0, 1, 0], atol=1e-9)
     np.testing.assert_allclose(track.boxes[0].size_lwh_m, [4, 1.5, 2])
+    # The object keeps its place before the car, so it drives as fast.
+    np.testing.assert_allclose(track.boxes[1].velocity_mps, [10, 0, 0], atol=1e-4)
+    assert (track.boxes[0].n_points, track.boxes[0].attribute) == (None, "")
+    assert [keyframe.sample_token for keyframe in scene.keyframes] == [frame.sample_token for frame in scene.frames[:4]]
+    assert [len(scene.boxes_of(keyframe)) for keyframe in scene.keyframes] == [0, 1, 1, 0]
+    assert scene.boxes_of(scene.keyframes[2]) == [(track, track.boxes[1])]
+    np.testing.assert_array_equal(scene.keyframes[3].world_SE3_ego, scene.sweeps[3].world_SE3_sensor)
+    assert open_dataset(DatasetConfig("kitti-raw", tmp_path)).splits() == {}
 
 
 def test_oxts_rotation_order(tmp_path):
@@ -338,6 +416,7 @@ def test_long_drives_are_split(tmp_path):
     assert [len(scene.frames) for scene in scenes] == [200, 200, 50]
     assert [[int(scene.sweeps[i].path.stem) for i in (0, -1)] for scene in scenes] == [[0, 249], [150, 449], [350, 449]]
     assert [len(scene.tracks) for scene in scenes] == [1, 0, 0]
+    assert [len(scene.keyframes) for scene in scenes] == [200, 200, 50]
     np.testing.assert_allclose(scenes[2].sweeps[0].world_SE3_sensor[:3, 3], [351, 0, 1], atol=1e-5)  # one world
     (middle,) = dataset.scenes([parts[1]])
     assert middle.frames[0].sample_token == f"{NAME}_0000000200"
@@ -447,6 +526,20 @@ def test_missing_file_is_named(tmp_path, file, message):
     (tmp_path / DATE / file).unlink()
     with pytest.raises(InputError, match=message):
         read(tmp_path)
+
+
+def test_poses_without_gps_are_not_compared(tmp_path):
+    drive = write_drive(tmp_path, 30)
+    (tmp_path / "poses.txt").write_text("".join(f"1 0 0 0 0 1 0 0 0 0 1 {i}\n" for i in range(30)))
+    assert not [note for note in read(tmp_path, poses=tmp_path / "poses.txt")[0].notes if "poses" in note]
+    (tmp_path / "sideways.txt").write_text("".join(f"1 0 0 {i} 0 1 0 0 0 0 1 0\n" for i in range(30)))
+    with pytest.raises(InputError, match=r"sideways.txt: motions over a second .* go 90 degrees beside"):
+        read(tmp_path, poses=tmp_path / "sideways.txt")
+    shutil.rmtree(drive / "oxts")
+    (note,) = [note for note in read(tmp_path, poses=tmp_path / "poses.txt")[0].notes if "poses" in note]
+    assert "poses.txt: not compared with GPS/IMU poses: " in note
+    with pytest.raises(InputError, match=r"sideways.txt: the vehicle mostly goes sideways, 90 degrees"):
+        read(tmp_path, poses=tmp_path / "sideways.txt")
 
 
 def test_damaged_image_and_empty_drive(tmp_path):

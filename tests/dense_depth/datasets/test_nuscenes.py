@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets.scene import Crop
 from dense_depth.geometry import in_image, invert, project, transform
 
 ONE_SAMPLE, KEYFRAME = DATA / "nuscenes_one_sample", DATA / "nuscenes_keyframe"
@@ -35,7 +36,7 @@ def test_one_sample_of_a_cut_dataset(one_sample):
     assert one_sample.frames[0].key_sweep == one_sample.sweeps[0].token == "9d9bf11fb0e144c8b446d54a8a00184f"
     assert one_sample.frames[0].timestamp_us == 1532402927612460
     assert one_sample.sweeps[0].path.is_file()
-    assert one_sample.sweeps[0].ego_crop_m == (1.0, 2.0)  # nuScenes mounts its LiDAR with y forward
+    assert one_sample.sweeps[0].ego_crops == (Crop((-1, 1), (-2, 2)),)  # nuScenes mounts its LiDAR with y forward
     assert one_sample.frames[0].path.is_file()
     (box,) = one_sample.tracks[0].boxes
     assert one_sample.tracks[0].category == "human.pedestrian.adult"
@@ -287,6 +288,59 @@ def test_tracks_between_keyframes(tiny, tiny_root):
     assert tracks["0-late"].box_at(before_us, 0.5).world_SE3_box[0, 3] == pytest.approx(1022)
 
 
+def test_keyframes_and_boxes_as_the_devkit_has_them(generated):
+    """Order, velocity, points and attribute of every box of every keyframe, and the pose of the vehicle."""
+    from nuscenes import NuScenes
+
+    devkit = NuScenes("v1.0-synth", str(generated), verbose=False)
+    scenes = list(open_dataset(DatasetConfig("nuscenes", generated, "v1.0-synth")).scenes())
+    boxes = 0
+    for scene, row in zip(scenes, devkit.scene):
+        samples = [sample for sample in devkit.sample if sample["scene_token"] == row["token"]]
+        assert [keyframe.sample_token for keyframe in scene.keyframes] == [sample["token"] for sample in samples]
+        for keyframe, sample in zip(scene.keyframes, samples):
+            lidar = devkit.get("sample_data", sample["data"]["LIDAR_TOP"])
+            ego = devkit.get("ego_pose", lidar["ego_pose_token"])
+            np.testing.assert_array_equal(keyframe.world_SE3_ego[:3, 3], ego["translation"])
+            rotation = Quaternion(ego["rotation"]).rotation_matrix
+            np.testing.assert_allclose(keyframe.world_SE3_ego[:3, :3], rotation, atol=1e-12)
+            ours = scene.boxes_of(keyframe)
+            assert len(ours) == len(sample["anns"])
+            for (track, box), token in zip(ours, sample["anns"]):
+                annotation = devkit.get("sample_annotation", token)
+                assert (track.token, track.category) == (annotation["instance_token"], annotation["category_name"])
+                np.testing.assert_array_equal(box.world_SE3_box[:3, 3], annotation["translation"])
+                np.testing.assert_array_equal(box.velocity_mps, devkit.box_velocity(token))
+                assert box.n_points == annotation["num_lidar_pts"] + annotation["num_radar_pts"]
+                attributes = [devkit.get("attribute", name)["name"] for name in annotation["attribute_tokens"]]
+                assert box.attribute == (attributes[0] if attributes else "")
+                boxes += 1
+    assert boxes > 100
+    assert len({box.attribute for scene in scenes for track in scene.tracks for box in track.boxes}) > 3
+
+
+def test_velocities_at_gaps(tmp_path):
+    """Ends, gaps longer than the devkit's 1.5 s a step, single boxes; NaN where the devkit says NaN."""
+    from nuscenes import NuScenes
+
+    tables = write_tables()
+    row_of(tables, "sample", "0-2")["timestamp"] += 1_100_000  # 1.6 s after the second keyframe
+    tables["instance"].append({"token": "0-once", "category_token": "cat"})
+    once = row_of(tables, "sample_annotation", "0-a-1") | {"token": "once", "instance_token": "0-once"}
+    tables["sample_annotation"] += chain([once])
+    save(tmp_path, tables)
+    devkit = NuScenes(VERSION, str(tmp_path), verbose=False)
+    scene = read(tmp_path, [SCENES[0]])[0]
+    known = {}
+    for keyframe, sample in zip(scene.keyframes, devkit.sample):
+        for (track, box), token in zip(scene.boxes_of(keyframe), sample["anns"], strict=True):
+            np.testing.assert_array_equal(box.velocity_mps, devkit.box_velocity(token))
+            known[track.token, sample["token"]] = not np.isnan(box.velocity_mps).any()
+            assert (box.n_points, box.attribute) == (None, "")  # these tables do not say
+    assert known["0-a", "0-0"] and known["0-a", "0-1"] and not known["0-a", "0-2"]
+    assert not known["0-gap", "0-2"] and not known["0-once", "0-1"]
+
+
 def test_splits_and_names(tmp_path):
     from nuscenes.utils.splits import create_splits_scenes
 
@@ -378,6 +432,14 @@ def refused(root, tables, message):
     assert "\n" not in str(error.value)
 
 
+def test_vehicles_that_go_sideways_are_refused(tmp_path):
+    """Each rotation alone is a good one: level, and no place is far from the one before."""
+    tables = write_tables()
+    for row in tables["ego_pose"]:
+        row["rotation"] = (Quaternion(row["rotation"]) * Quaternion(yaw_quaternion(np.pi / 2))).elements.tolist()
+    refused(tmp_path, tables, r"^scene-0001: ego_pose: the vehicle mostly goes sideways, 9\d degrees .*wxyz")
+
+
 @pytest.mark.parametrize(
     ("table", "token", "field"),
     [
@@ -424,6 +486,8 @@ def test_dangling_keys_are_named(tmp_path, table, token, field):
         ),
         ("sample_data", "0-LIDAR_TOP-05", {"timestamp": 1_500_000_000_760_000}, "LIDAR_TOP-04 and 0-LIDAR_TOP-06"),
         ("sample_annotation", "0-a-1", {"sample_token": "0-0"}, "0-a-0 and 0-a-1 .*both have the timestamp"),
+        ("sample_annotation", "0-a-1", {"attribute_tokens": ["gone"]}, "0-a-1: attribute 'gone' is not in the table"),
+        ("sample_annotation", "0-a-1", {"num_lidar_pts": "5", "num_radar_pts": 0}, "0-a-1: num_lidar_pts and num_rad"),
         # keyframes
         ("sample_data", "0-LIDAR_TOP-04", {"is_key_frame": False}, r"sample 0-1 .*no key frame of LIDAR_TOP"),
         ("sample_data", "0-CAM_BACK-08", {"is_key_frame": False}, r"sample 0-2 .*no key frame of CAM_BACK"),
@@ -531,6 +595,6 @@ def test_the_crop_takes_the_ego_vehicle_and_nothing_beside_it(recorded):
 
     file = next((recorded / "nuscenes_keyframe").rglob("*LIDAR_TOP*.bin"))
     points = np.fromfile(file, np.float32).reshape(-1, 5)
-    cut = cut_sweep(points, np.eye(4), [], AccumulationConfig(min_range_m=0.0), (1.0, 2.0))
+    cut = cut_sweep(points, np.eye(4), [], AccumulationConfig(min_range_m=0.0), (Crop((-1, 1), (-2, 2)),))
     near = np.abs(points[:, :2]).max(axis=1) < 2.0
     np.testing.assert_array_equal(cut.reason == Reason.EGO, near)  # all that is near, here, is the vehicle

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from dense_depth import InputError
 from dense_depth.datasets import Box, CameraFrame, DatasetConfig, Scene, Sweep, Track, open_dataset
-from dense_depth.datasets.scene import boxes_at
+from dense_depth.datasets.scene import Crop, boxes_at
 from dense_depth.geometry import se3
 
 START_US = 1_600_000_000_000_000
@@ -142,8 +142,9 @@ def test_travel():
 
 def make_scene():
     rng = np.random.default_rng(0)
+    crops = (Crop((-2, 2), (-1, 1)),)
     sweeps = tuple(
-        Sweep(f"sweep-{i}", Path(f"{i}.bin"), 4, START_US + i, rng.normal(size=(4, 4)), (2.0, 1.0)) for i in range(3)
+        Sweep(f"sweep-{i}", Path(f"{i}.bin"), 4, START_US + i, rng.normal(size=(4, 4)), crops) for i in range(3)
     )
     frames = tuple(
         CameraFrame(

@@ -20,12 +20,12 @@ from pyquaternion import Quaternion
 from dense_depth import InputError
 from dense_depth.datasets.truth import Surface, read_truth
 from dense_depth.geometry import invert
-from dense_depth.synthetic import CAMERAS, Faults, SynthConfig, generate
+from dense_depth.synthetic import Faults, SynthConfig, generate
 from dense_depth.synthetic.materials import Material
 from dense_depth.synthetic.mesh import EMPTY, block, merge
 from dense_depth.synthetic.raster import Canvas
 from dense_depth.synthetic.scene import CLASSES
-from dense_depth.synthetic.sensors import ELEVATIONS_DEG, Lidar, camera, expose, scan
+from dense_depth.synthetic.sensors import CAMERAS, ELEVATIONS_DEG, Lidar, camera, expose, scan
 from dense_depth.synthetic.street import Street, along
 from dense_depth.synthetic.tables import Tables
 from dense_depth.synthetic.traffic import varying
