@@ -1,5 +1,6 @@
-"""The documentation names commands, options, files and headings that exist."""
+"""The documentation names commands, options, files and headings that exist, and tells the true order of imports."""
 
+import ast
 import json
 import os
 import re
@@ -125,3 +126,35 @@ def test_targets_of_make_exist(page):
     code = [*code_blocks(text), *INLINE.findall(text)]
     named = {name for part in code for name in re.findall(r"^ *(?:\w+=\S+ )?make ([a-z]+)", part, re.M)}
     assert named <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    origins = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    return names | {f"{node.module}.{alias.name}" for node in origins for alias in node.names}
+
+
+def test_imports_point_the_way_that_contributing_says():
+    chain = re.search(r"Imports point one way:\n\n((?: {4}.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text())[1]
+    levels = [re.findall(r"\w+", names) for names in chain.split("<-")]
+    level_of = {}
+    for level, names in enumerate(levels):
+        for name in names:
+            homes = [home for home in ("", "dense_depth/", "dense_depth/datasets/") if any(ROOT.glob(f"{home}{name}*"))]
+            assert len(homes) == 1, f"{name}: in {homes}"
+            level_of[homes[0].replace("/", ".") + name] = level
+
+    def level(module: str) -> int | None:
+        parents = [module.rsplit(".", i)[0] for i in range(module.count(".") + 1)]
+        return next((level_of[parent] for parent in parents if parent in level_of), None)
+
+    packages = ("dense_depth", "catalog", "pipelines", "training")
+    for path in [path for package in packages for path in (ROOT / package).rglob("*.py")]:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        own = level(module)
+        for name in imports(path) if own is not None else ():
+            other = level(name)
+            assert other is None or other <= own, f"{module} imports {name}, which stands above it"
+            assert not module.startswith("training") or not name.startswith(("ray", "pipelines")), f"{module}: {name}"
