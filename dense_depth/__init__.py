@@ -1,6 +1,6 @@
 """Dense depth labels for camera BEV detectors, from LiDAR sweeps."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 class InputError(Exception):
