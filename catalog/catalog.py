@@ -32,7 +32,7 @@ from catalog.version import (
 )
 from dense_depth import InputError, __version__
 from dense_depth.shards import NAME, CorruptShardError, find_problems
-from dense_depth.store import Bucket, Folder, open_store
+from dense_depth.store import Bucket, Folder, holds_anything, open_store
 
 FORMAT = {"format": "dense-depth label store", "format_version": 1}
 COMMIT_TRIES = 50
@@ -64,6 +64,11 @@ class Catalog:
             raise InputError(f"{store}/store.json: not JSON: {error}") from error
         if marker != FORMAT:
             raise InputError(f"{store}/store.json: {marker} is not the format of this program, {FORMAT}")
+
+    @classmethod
+    def find(cls, store: str | Path) -> "Catalog | None":
+        """Opens the store that is there, or returns None where nothing is yet; raises InputError for anything else."""
+        return cls(store) if holds_anything(store) else None
 
     @classmethod
     def create(cls, store: str | Path | Folder | Bucket) -> "Catalog":

@@ -154,11 +154,7 @@ def run(
     started = time.monotonic()
     report = Report(job.operation, job.store, tag=job.tag, notes=list(notes))
     report.shards_planned = len(job.shards)
-    catalog: Catalog | None = None
-    if not dry_run:
-        catalog = Catalog.create(job.store)
-    elif Path(job.store).exists():
-        catalog = Catalog(job.store)
+    catalog = Catalog.find(job.store) if dry_run else Catalog.create(job.store)
     latest = catalog.latest() if catalog else None
     seen = latest.rows_by_key() if latest else {}
     committed = _intact(catalog, seen.values())
