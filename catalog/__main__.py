@@ -1,5 +1,6 @@
 """Look at, name, check and clean the versions of a label store: ``python -m catalog --store S log``."""
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 class Log:
     """List the versions, newest first."""
 
+    def run(self, catalog: "Catalog") -> int:
+        """Prints a table."""
+        tags = catalog.tags()
+        versions, n_all = catalog.versions(), len(catalog.versions(expired=True))
+        table = _table("version", "time (UTC)", "operation", "tags", "manifest", "recipe", "code")
+        for v in reversed(versions):
+            names = ", ".join(name for name, number in tags.items() if number == v.number)
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(v.timestamp_ms / 1000))
+            table.add_row(str(v.number), when, v.operation, names, v.manifest[:12], v.recipe_hash[:12], v.code_version)
+        _print(table)
+        if len(versions) < n_all:
+            print(f"{n_all - len(versions)} more have expired")
+        return 0
+
 
 @dataclass(frozen=True)
 class Show:
@@ -27,15 +42,49 @@ class Show:
     ref: tyro.conf.Positional[str] = "latest"
     """Number, tag or "latest"."""
 
+    def run(self, catalog: "Catalog") -> int:
+        """Prints the record and a table."""
+        from catalog.manifest import canonical_json, key
+
+        version = catalog.version(self.ref)
+        rows = version.rows()
+        for name in ("number", "parent", "operation", "manifest", "recipe_hash", "code_version"):
+            print(f"{name:13}{getattr(version, name)}")
+        for name in ("recipe", "inputs", "summary"):
+            print(f"{name:13}{canonical_json(getattr(version, name)).strip()}")
+        table = _table("kind", "dataset", "scene", "camera", "frames", "valid %", "MB", "depth m", "sweeps", "path")
+        for row in rows:
+            depth = "-" if row["depth_min_m"] is None else f"{row['depth_min_m']:.1f}-{row['depth_max_m']:.1f}"
+            table.add_row(*key(row), *_figures(row), depth, f">= {row['n_sweeps_min']}", row["path"])
+        _print(table)
+        megabytes = sum(row["bytes"] for row in rows) / 1e6
+        print(f"{len(rows)} shards, {sum(row['n_frames'] for row in rows)} labels, {megabytes:.1f} MB")
+        return 0
+
 
 @dataclass(frozen=True)
 class Diff:
-    """List the shards that differ between two versions."""
+    """List the shards that differ between two versions; "measured" ones hold the same labels with other figures."""
 
     a: tyro.conf.Positional[str]
     """The old version."""
     b: tyro.conf.Positional[str]
     """The new version."""
+
+    def run(self, catalog: "Catalog") -> int:
+        """Prints a table."""
+        from catalog.manifest import key
+
+        diff = catalog.diff(self.a, self.b)
+        table = _table("change", "kind", "dataset", "scene", "camera", "frames", "valid %", "MB")
+        pairs = [("added", row, row) for row in diff.added] + [("removed", row, row) for row in diff.removed]
+        pairs += [("changed", *pair) for pair in diff.changed] + [("measured", *pair) for pair in diff.measured]
+        for change, old, new in pairs:
+            table.add_row(change, *key(new), *(_arrow(x, y) for x, y in zip(_figures(old), _figures(new))))
+        _print(table)
+        counts = f"{len(diff.removed)} removed, {len(diff.changed)} changed, {len(diff.measured)} measured"
+        print(f"{len(diff.added)} shards added, {counts}")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +96,13 @@ class Tag:
     ref: tyro.conf.Positional[str]
     """The version to name."""
 
+    def run(self, catalog: "Catalog") -> int:
+        """Sets the tag."""
+        number = catalog.version(self.ref).number
+        catalog.tag(self.name, number)
+        print(f"tag {self.name} names version {number}")
+        return 0
+
 
 @dataclass(frozen=True)
 class Verify:
@@ -55,15 +111,55 @@ class Verify:
     ref: tyro.conf.Positional[str] = "latest"
     """Number, tag or "latest"."""
 
+    def run(self, catalog: "Catalog") -> int:
+        """Prints the problems."""
+        problems = catalog.verify(self.ref)
+        print(*problems, sep="\n", end="\n" if problems else "")
+        print(f"{self.ref}: {len(problems)} problems")
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True)
+class Expire:
+    """Let old versions go, all but those with a tag and the newest; "gc" then deletes what only they needed."""
+
+    keep_last: int = 10
+    """Keep so many of the newest versions."""
+    older_than_days: float = 0.0
+    """Keep what was committed in the last so many days."""
+    dry_run: bool = False
+    """Only list what would go."""
+
+    def run(self, catalog: "Catalog") -> int:
+        """Marks the versions, and lists them."""
+        if self.keep_last < 1:
+            raise InputError(f"--keep-last {self.keep_last}: must be one or more")
+        age_s = _seconds("--older-than-days", self.older_than_days, 24 * 3600)
+        numbers = catalog.expire(keep_last=self.keep_last, older_than_s=age_s, dry_run=self.dry_run)
+        print(*(f"version {number}" for number in numbers), sep="\n", end="\n" if numbers else "")
+        print(f"{len(numbers)} {'would expire' if self.dry_run else 'expired; gc deletes what only they needed'}")
+        return 0
+
 
 @dataclass(frozen=True)
 class Gc:
-    """Delete shards that no version and no running job needs, and what stopped jobs left."""
+    """Delete shards that no version and no running job needs, and what stopped jobs left.
+
+    Receipts of a stopped job go at once, its shards with the next call.
+    """
 
     dry_run: bool = False
     """Only list what would go."""
     older_than_h: float = 24.0
-    """Keep what was written in the last so many hours; more than any job takes."""
+    """Keep what was written in the last so many hours; more than any job takes from one shard to the next."""
+
+    def run(self, catalog: "Catalog") -> int:
+        """Deletes, and lists what was deleted."""
+        age_s = _seconds("--older-than-h", self.older_than_h, 3600)
+        paths = catalog.gc(older_than_s=age_s, dry_run=self.dry_run)
+        print(*paths, sep="\n", end="\n" if paths else "")
+        print(f"{len(paths)} {'would be deleted' if self.dry_run else 'deleted'} (older than {self.older_than_h:g} h)")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +168,7 @@ class Arguments:
 
     store: str
     """Folder or bucket URL."""
-    command: Annotated[Log | Show | Diff | Tag | Verify | Gc, tyro.conf.arg(name="")]
+    command: Annotated[Log | Show | Diff | Tag | Verify | Expire | Gc, tyro.conf.arg(name="")]
 
 
 def main() -> int:
@@ -81,67 +177,17 @@ def main() -> int:
     try:
         from catalog import Catalog
 
-        return _run(Catalog(arguments.store), arguments.command)
+        return arguments.command.run(Catalog(arguments.store))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(catalog: "Catalog", command: Any) -> int:
-    match command:
-        case Log():
-            tags = catalog.tags()
-            table = _table("version", "time (UTC)", "operation", "tags", "manifest", "recipe", "code")
-            for v in reversed(catalog.versions()):
-                names = ", ".join(name for name, number in tags.items() if number == v.number)
-                when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(v.timestamp_ms / 1000))
-                hashes = v.manifest[:12], v.recipe_hash[:12]
-                table.add_row(str(v.number), when, v.operation, names, *hashes, v.code_version)
-            _print(table)
-        case Show(ref):
-            _show(catalog, ref)
-        case Diff(a, b):
-            from catalog.manifest import key
-
-            diff = catalog.diff(a, b)
-            table = _table("change", "kind", "dataset", "scene", "camera", "frames", "valid %", "MB")
-            pairs = [("added", row, row) for row in diff.added] + [("removed", row, row) for row in diff.removed]
-            for change, old, new in pairs + [("changed", old, new) for old, new in diff.changed]:
-                table.add_row(change, *key(new), *(_arrow(x, y) for x, y in zip(_figures(old), _figures(new))))
-            _print(table)
-            print(f"{len(diff.added)} shards added, {len(diff.removed)} removed, {len(diff.changed)} changed")
-        case Tag(name, ref):
-            number = catalog.version(ref).number
-            catalog.tag(name, number)
-            print(f"tag {name} names version {number}")
-        case Verify(ref):
-            problems = catalog.verify(ref)
-            print(*problems, sep="\n", end="\n" if problems else "")
-            print(f"{ref}: {len(problems)} problems")
-            return 1 if problems else 0
-        case Gc(dry_run, older_than_h):
-            paths = catalog.gc(older_than_s=older_than_h * 3600, dry_run=dry_run)
-            print(*paths, sep="\n", end="\n" if paths else "")
-            print(f"{len(paths)} {'would be deleted' if dry_run else 'deleted'} (older than {older_than_h:g} h)")
-    return 0
-
-
-def _show(catalog: "Catalog", ref: str) -> None:
-    from catalog.manifest import canonical_json, key
-
-    version = catalog.version(ref)
-    rows = version.rows()
-    for name in ("number", "parent", "operation", "manifest", "recipe_hash", "code_version"):
-        print(f"{name:13}{getattr(version, name)}")
-    for name in ("recipe", "inputs", "summary"):
-        print(f"{name:13}{canonical_json(getattr(version, name)).strip()}")
-    table = _table("kind", "dataset", "scene", "camera", "frames", "valid %", "MB", "depth m", "sweeps", "path")
-    for row in rows:
-        depth = "-" if row["depth_min_m"] is None else f"{row['depth_min_m']:.1f}-{row['depth_max_m']:.1f}"
-        table.add_row(*key(row), *_figures(row), depth, f">= {row['n_sweeps_min']}", row["path"])
-    _print(table)
-    megabytes = sum(row["bytes"] for row in rows) / 1e6
-    print(f"{len(rows)} shards, {sum(row['n_frames'] for row in rows)} labels, {megabytes:.1f} MB")
+def _seconds(option: str, age: float, unit_s: float) -> float:
+    """An age in seconds; raises InputError for none."""
+    if not (math.isfinite(age) and age >= 0):
+        raise InputError(f"{option} {age}: must be zero or more")
+    return age * unit_s
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,37 +1,41 @@
-"""Versions, tags and receipts: the history of a store.
+"""The history of a store: versions and tags.
 
 A commit writes shards first, the manifest second and ``versions/000007.json`` last, only if it is absent: that file is
-the commit. Whoever finds the number taken reads the new latest version, merges again and tries the next number.
+the commit. Whoever finds the number taken reads the new latest version, merges again and tries the next number. Records
+of versions are never changed or deleted: a version that has expired is marked by ``expired/000007.json``, and keeps its
+number, its recipe and its place in the chain.
 """
 
 import hashlib
 import json
 import random
-import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from catalog import manifest
-from catalog.manifest import Row, canonical_json, file_entries, json_sha256
-from catalog.version import VERSION_PATH, Version, read_file, version_body, version_path
+from catalog import garbage, manifest
+from catalog.conflicts import CommitConflict, rebase
+from catalog.manifest import Key, Row, canonical_json, file_entries, json_sha256
+from catalog.receipts import Receipts
+from catalog.version import (
+    Version,
+    check_parent,
+    open_version,
+    publish,
+    read_file,
+    read_record,
+    version_numbers,
+)
 from dense_depth import InputError, __version__
-from dense_depth.shards import NAME, SHARD_PATH, find_problems
-from dense_depth.store import Bucket, Folder, is_url, open_store
-
-if TYPE_CHECKING:
-    pass
+from dense_depth.shards import NAME, CorruptShardError, find_problems
+from dense_depth.store import Bucket, Folder, holds_anything, open_store
 
 FORMAT = {"format": "dense-depth label store", "format_version": 1}
 COMMIT_TRIES = 50
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class CommitConflict(Exception):  # noqa: N818  it is no error
-    """Other commits won every try; nothing was committed and the same commit can be tried again."""
 
 
 class Diff(NamedTuple):
@@ -39,7 +43,8 @@ class Diff(NamedTuple):
 
     added: list[Row]
     removed: list[Row]
-    changed: list[tuple[Row, Row]]
+    changed: list[tuple[Row, Row]]  # other labels
+    measured: list[tuple[Row, Row]]  # the same labels, with other figures of their quality
 
 
 class Catalog:
@@ -61,11 +66,14 @@ class Catalog:
             raise InputError(f"{store}/store.json: {marker} is not the format of this program, {FORMAT}")
 
     @classmethod
+    def find(cls, store: str | Path) -> "Catalog | None":
+        """Opens the store that is there, or returns None where nothing is yet; raises InputError for anything else."""
+        return cls(store) if holds_anything(store) else None
+
+    @classmethod
     def create(cls, store: str | Path | Folder | Bucket) -> "Catalog":
         """Makes an empty store, or opens the one that is there; raises InputError where there is anything else."""
-        if not isinstance(store, Folder | Bucket) and not is_url(store):
-            Path(store).mkdir(parents=True, exist_ok=True)
-        place = open_store(store)
+        place = open_store(store, create=True)
         try:
             place.get("store.json")
         except FileNotFoundError:
@@ -82,11 +90,16 @@ class Catalog:
         Raises:
             InputError: There is no such version, or its files are not what was committed.
         """
-        return self._open(self._resolve(ref))
+        return open_version(self.store, self._resolve(ref))
 
-    def versions(self) -> list[Version]:
-        """All versions, oldest first; their manifests are read only when asked for."""
-        return [self._record(number) for number in self._numbers()]
+    def latest(self) -> Version | None:
+        """The newest version, or None if the store has none yet; raises InputError as ``version``."""
+        numbers = version_numbers(self.store)
+        return open_version(self.store, numbers[-1]) if numbers else None
+
+    def versions(self, *, expired: bool = False) -> list[Version]:
+        """All versions, oldest first, with ``expired`` those as well; their manifests are read only when asked for."""
+        return [read_record(self.store, number) for number in self._numbers(expired=expired)]
 
     def tags(self) -> dict[str, int]:
         """Tag name -> version number."""
@@ -106,6 +119,7 @@ class Catalog:
         recipe: dict[str, Any],
         inputs: dict[str, Any],
         summary: dict[str, Any] | None = None,
+        expected: Mapping[Key, Row] | None = None,
     ) -> Version:
         """Adds rows to the latest version, as the next version; a row replaces the one with the same key.
 
@@ -115,21 +129,29 @@ class Catalog:
             recipe: What determines the labels apart from the data.
             inputs: What they were made from.
             summary: Figures about this commit.
+            expected: The rows to replace, as the caller saw them (``Version.rows_by_key``); a key that is not in it had
+                none. What others have committed since is kept or refused, see ``conflicts.rebase``. Without it, rows
+                replace whatever is there.
 
         Returns:
             The new version, or the latest one when the rows change nothing.
 
         Raises:
             InputError: A row is not valid, or its shard is not in the store.
-            CommitConflict: Others committed first, every time.
+            StaleRows: Others have changed the rows to replace; nothing is committed.
+            CommitConflict: Others committed first, every time; nothing is committed.
+            CorruptShardError: A shard vanished during the commit, and the new version lacks it.
         """
         manifest.merge(None, rows)  # a bad row is an error before any shard is looked for
         if problems := self._problems(rows, hashes=False):
             raise InputError(f"nothing committed, shards are damaged: {'; '.join(problems[:5])}")
         for attempt in range(COMMIT_TRIES):
-            numbers = self._numbers()
-            latest = self._open(numbers[-1]) if numbers else None
-            table = manifest.merge(latest.table if latest else None, rows)
+            latest = self.latest()
+            if expected is not None:
+                current = rebase(rows, expected, latest.rows_by_key() if latest else {}, self.store.url)
+            else:
+                current = list(rows)
+            table = manifest.merge(latest.table if latest else None, current)
             if latest and table.equals(latest.table):
                 return latest
             data = manifest.to_bytes(table)
@@ -150,29 +172,36 @@ class Catalog:
                 summary=summary,
                 commit_id=uuid.uuid4().hex,
             )
-            if self._publish(version):
-                return self._open(version.number)
+            if publish(version):
+                return self._published(version, data, rows)
             time.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
         raise CommitConflict(f"{self.store.url}: other commits won {COMMIT_TRIES} times; run it again")
 
     def tag(self, name: str, number: int, *, move: bool = True) -> None:
         """Names a version; an existing tag moves, unless ``move`` is false (then InputError)."""
         check_tag(name)
-        if number not in self._numbers():
-            raise InputError(f"tag {name!r}: there is no version {number}")
+        self._resolve(number)
         data = f"{number}\n".encode()
         if move:
             self.store.put(f"tags/{name}", data)
         elif not self.store.put_if_absent(f"tags/{name}", data) and self.tags()[name] != number:
             raise InputError(f"tag {name!r} names version {self.tags()[name]} and is not to be moved")
+        self._resolve(number)  # it may have expired; ``expire`` looks for tags once more, too
 
     def verify(self, ref: int | str) -> list[str]:
-        """Checks a version, its ancestors' records and manifests, and every byte of its shards; lists the problems."""
+        """Checks a version, its ancestors' records and manifests, and every byte of its shards; lists the problems.
+
+        Of versions that have expired the records are checked.
+        """
         problems: list[str] = []
         latest = self._resolve(ref)
+        expired = version_numbers(self.store, "expired")
         for number in range(latest, 0, -1):
             try:
-                version = self._open(number)
+                if number in expired:
+                    check_parent(read_record(self.store, number))
+                    continue
+                version = open_version(self.store, number)
                 if number == latest:
                     problems += self._problems(version.rows(), hashes=True)
             except InputError as error:
@@ -180,75 +209,35 @@ class Catalog:
         return problems
 
     def diff(self, a: int | str, b: int | str) -> Diff:
-        """The shards that version ``b`` adds to, removes from and changes in version ``a``."""
-        old = {manifest.key(row): row for row in self.version(a).rows()}
-        new = {manifest.key(row): row for row in self.version(b).rows()}
-        return Diff(
-            added=[new[k] for k in new if k not in old],
-            removed=[old[k] for k in old if k not in new],
-            changed=[(old[k], new[k]) for k in old if k in new and old[k] != new[k]],
-        )
+        """The shards that version ``b`` adds to, removes from, changes in or has measured since version ``a``."""
+        old, new = self.version(a).rows_by_key(), self.version(b).rows_by_key()
+        diff = Diff([new[k] for k in new if k not in old], [old[k] for k in old if k not in new], [], [])
+        for k in sorted(old.keys() & new.keys()):
+            if old[k] | {"quality": new[k]["quality"]} != new[k]:
+                diff.changed.append((old[k], new[k]))
+            elif old[k] != new[k]:
+                diff.measured.append((old[k], new[k]))
+        return diff
 
-    def write_receipt(self, job: str, shard_id: str, row: Row) -> None:
-        """Records that one shard of a job is done."""
-        manifest.check_row(row)
-        self.store.put(self._receipt_path(job, shard_id), canonical_json(row).encode())
-
-    def receipts(self, job: str) -> dict[str, Row]:
-        """Shard id -> row of what a job has done, where the shard is still in the store."""
-        paths = [file.path for file in self.store.walk(self._receipt_path(job))]
-        rows = {Path(path).name.removesuffix(".json"): self._receipt(path) for path in paths}
-        return {shard_id: row for shard_id, row in rows.items() if self.intact([row])}
+    def receipts(self, job: str) -> Receipts:
+        """What a job has done so far; raises InputError for what cannot name a job."""
+        return Receipts(self.store, job)
 
     def intact(self, rows: Sequence[Row]) -> list[Row]:
         """The rows whose shards are in the store, every file with its size; ``verify`` checks the bytes too."""
-        return [row for row in rows if not find_problems(self.store, row["path"], file_entries(row), hashes=False)]
+        return [row for row, problems in zip(rows, self._find_problems(rows, hashes=False)) if not problems]
 
-    def clear_receipts(self, job: str) -> None:
-        """Forgets a job that has been committed."""
-        for file in list(self.store.walk(self._receipt_path(job))):
-            self.store.delete(file.path)
+    def expire(self, *, keep_last: int = 10, older_than_s: float = 0.0, dry_run: bool = False) -> list[int]:
+        """Lets old versions go, all but those with a tag and the last ones; see ``garbage.expire``."""
+        return garbage.expire(self, keep_last, older_than_s, dry_run)
 
     def gc(self, *, older_than_s: float = 24 * 3600, dry_run: bool = False) -> list[str]:
-        """Deletes what nothing needs: shards and manifests of no version, receipts and staging of jobs that stopped.
+        """Deletes what no version and no running job needs; see ``garbage.collect``."""
+        return garbage.collect(self, older_than_s, dry_run)
 
-        Args:
-            older_than_s: Keep anything written in this time, in seconds. It must be longer than a job takes from a
-                shard to its receipt; a job counts as running until its newest receipt is older.
-            dry_run: Only list.
-
-        Returns:
-            The paths deleted.
-        """
-        before = time.time() - older_than_s
-        # First what is old, then what is needed: whatever appears in between is not on the first list.
-        groups: dict[str, float] = {}
-        for file in [*self.store.walk("shards"), *self.store.walk("manifests")]:
-            path = re.sub(r"(?<=\.zarr)/.*", "", file.path)
-            if SHARD_PATH.fullmatch(path) or path.startswith("manifests/"):
-                groups[path] = max(groups.get(path, 0.0), file.modified_s)
-        garbage = [file.path for file in self.store.leftovers() if file.modified_s < before]
-        jobs: dict[str, dict[str, float]] = {}
-        for file in self.store.walk("receipts"):
-            jobs.setdefault(file.path.split("/")[1], {})[file.path] = file.modified_s
-        needed: set[str] = set()
-        for receipts in jobs.values():
-            if max(receipts.values()) < before:
-                garbage += sorted(receipts)
-            else:
-                needed |= {self._receipt(path)["path"] for path in receipts}
-        for version in self.versions():
-            needed |= {f"manifests/{version.manifest}.parquet", *version.table["path"].to_pylist()}
-        garbage += sorted(path for path, modified_s in groups.items() if modified_s < before and path not in needed)
-        # A worker that makes the same labels again renews their age, perhaps since the list was made.
-        garbage = [path for path in garbage if all(file.modified_s < before for file in self.store.walk(path))]
-        for path in garbage if not dry_run else ():
-            self.store.delete(path)
-        return garbage
-
-    def _numbers(self) -> list[int]:
-        found = (VERSION_PATH.fullmatch(file.path) for file in self.store.walk("versions"))
-        return sorted(int(match[1]) for match in found if match)
+    def _numbers(self, *, expired: bool = False) -> list[int]:
+        gone = () if expired else set(version_numbers(self.store, "expired"))
+        return [number for number in version_numbers(self.store) if number not in gone]
 
     def _resolve(self, ref: int | str) -> int:
         numbers, text = self._numbers(), str(ref)
@@ -260,72 +249,32 @@ class Catalog:
             number = self.tags().get(text, 0)
         if number not in numbers:
             tags = ", ".join(f"{name} -> {tagged}" for name, tagged in self.tags().items()) or "none"
-            raise InputError(f"{self.store.url}: no version {text!r}; versions: {len(numbers)}, tags: {tags}")
+            what = f"version {text!r} has expired" if number in self._numbers(expired=True) else f"no version {text!r}"
+            raise InputError(f"{self.store.url}: {what}; versions: {len(numbers)}, tags: {tags}")
         return number
 
-    def _open(self, number: int) -> Version:
-        """A version whose record, manifest and parent's record are what was committed."""
-        version = self._record(number)
-        if version.parent is not None and self._record(version.parent).manifest != version.parent_manifest:
-            raise InputError(
-                f"{self.store.url}/{version_path(version.parent)}: changed after version {number} was made of it"
-            )
-        version.table  # noqa: B018  a version that cannot be read is not handed out
-        return version
-
-    def _record(self, number: int) -> Version:
-        """The record of a version, checked against its own hash."""
-        name = f"{self.store.url}/{version_path(number)}"
+    def _published(self, version: Version, data: bytes, rows: Sequence[Row]) -> Version:
+        """Looks once more at what a ``gc`` may have deleted before the new version protected it."""
+        path = f"manifests/{version.manifest}.parquet"
         try:
-            body = json.loads(read_file(self.store, version_path(number)))
-            sha256, body["number"] = body.pop("sha256"), body.pop("version")
-            version = Version(store=self.store, **body)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{name}: not a complete version record ({error})") from error
-        if sha256 != json_sha256(version_body(version)) or (version.number, version.parent) != (
-            number,
-            number - 1 or None,
-        ):
-            raise InputError(f"{name}: changed since it was written (its sha256 differs)")
-        if not _SHA256.fullmatch(version.manifest):
-            raise InputError(f"{name}: {version.manifest!r} does not name a manifest")
-        return version
-
-    def _publish(self, version: Version) -> bool:
-        """Writes the version record unless its number is taken; whether this very commit is in the store."""
-        body = version_body(version)
-        data = canonical_json({**body, "sha256": json_sha256(body)}).encode()
-        failure = None
-        try:
-            if self.store.put_if_absent(version_path(version.number), data):
-                return True
-        except Exception as error:
-            failure = error
-        # "Exists" may be our own first request, repeated by the client; after an error the outcome is unknown.
-        try:
-            return self.store.get(version_path(version.number)) == data
+            self.store.get(path)
         except FileNotFoundError:
-            if failure:
-                raise failure from None
-            return False
+            self.store.put(path, data)
+        if problems := self._problems(rows, hashes=False):
+            raise CorruptShardError(
+                f"version {version.number} was committed, but shards vanished meanwhile: {'; '.join(problems[:5])}; "
+                "make the labels again by the same command, which repairs it"
+            )
+        return open_version(self.store, version.number)
 
     def _problems(self, rows: Sequence[Row], *, hashes: bool) -> list[str]:
+        return [problem for problems in self._find_problems(rows, hashes=hashes) for problem in problems]
+
+    def _find_problems(self, rows: Sequence[Row], *, hashes: bool) -> list[list[str]]:
+        """What is wrong with the shard of each row."""
         with ThreadPoolExecutor(8) as pool:  # hashing and requests both leave Python
-            found = pool.map(lambda row: find_problems(self.store, row["path"], file_entries(row), hashes=hashes), rows)
-            return [problem for problems in found for problem in problems]
-
-    def _receipt(self, path: str) -> Row:
-        try:
-            row = json.loads(read_file(self.store, path))
-            manifest.check_row(row)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{self.store.url}/{path}: not a receipt ({error}); delete it") from error
-        return row
-
-    def _receipt_path(self, job: str, shard_id: str | None = None) -> str:
-        if not NAME.fullmatch(job) or not (shard_id is None or manifest.SHARD_ID.fullmatch(shard_id)):
-            raise InputError(f"receipt {job!r}, {shard_id!r}: not names (letters, digits, . _ -)")
-        return f"receipts/{job}" + (f"/{shard_id}.json" if shard_id else "")
+            look = partial(find_problems, self.store, hashes=hashes)
+            return list(pool.map(look, [row["path"] for row in rows], map(file_entries, rows)))
 
 
 def check_tag(name: str) -> None:

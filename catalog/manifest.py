@@ -206,7 +206,8 @@ def from_bytes(data: bytes, name: str) -> "pa.Table":
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()  # pq.read_table would import pandas
+        # Without threads: Arrow's pool now and then aborts the process as it ends. pq.read_table would import pandas.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{name}: not a manifest: {error}") from error
     if table.schema == schema():

@@ -1,14 +1,15 @@
-"""One immutable state of a store."""
+"""One immutable state of a store, and its record on disk."""
 
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from catalog import manifest
-from catalog.manifest import Row, file_entries
+from catalog.manifest import Key, Row, canonical_json, file_entries, json_sha256
 from dense_depth import InputError
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.label import Label, check_fits
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OPEN_SHARDS = 256  # an open shard is some ten kilobytes and no file handle
-VERSION_PATH = re.compile(r"versions/([0-9]{6,18})\.json")
+_VERSION_PATH = re.compile(r"(?:versions|expired)/([0-9]{6,18})\.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +54,10 @@ class Version:
     def rows(self) -> list[Row]:
         """The manifest as plain values."""
         return self.table.to_pylist()
+
+    def rows_by_key(self) -> dict[Key, Row]:
+        """The rows by what they are about."""
+        return {manifest.key(row): row for row in self.rows()}
 
     def rows_of(self, kind: str, dataset: str, cameras: Sequence[str] = ()) -> list[Row]:
         """The rows of one kind and dataset, and of these cameras if any are given.
@@ -125,6 +131,68 @@ class Version:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def version_path(number: int, folder: str = "versions") -> str:
+    """Where the record of a version lies, or with ``expired`` the mark that says that it has expired."""
+    return f"{folder}/{number:06d}.json"
+
+
+def version_numbers(store: Folder | Bucket, folder: str = "versions") -> list[int]:
+    """The versions that have a record, or with ``expired`` those that have expired; in order."""
+    found = (_VERSION_PATH.fullmatch(file.path) for file in store.walk(folder))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def open_version(store: Folder | Bucket, number: int) -> Version:
+    """A version whose record, manifest and parent's record are what was committed; raises InputError when not."""
+    version = read_record(store, number)
+    check_parent(version)
+    version.table  # noqa: B018  a version that cannot be read is not handed out
+    return version
+
+
+def read_record(store: Folder | Bucket, number: int) -> Version:
+    """A version by its record alone, checked against the record's own hash; raises InputError when it is damaged."""
+    name = f"{store.url}/{version_path(number)}"
+    try:
+        body = json.loads(read_file(store, version_path(number)))
+        sha256, body["number"] = body.pop("sha256"), body.pop("version")
+        version = Version(store=store, **body)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{name}: not a complete version record ({error})") from error
+    if sha256 != json_sha256(_body(version)) or (version.number, version.parent) != (number, number - 1 or None):
+        raise InputError(f"{name}: changed since it was written (its sha256 differs)")
+    if not _SHA256.fullmatch(version.manifest):
+        raise InputError(f"{name}: {version.manifest!r} does not name a manifest")
+    return version
+
+
+def check_parent(version: Version) -> None:
+    """Raises InputError when the record of the version before is not the one that this version was made of."""
+    parent = version.parent
+    if parent is not None and read_record(version.store, parent).manifest != version.parent_manifest:
+        name = f"{version.store.url}/{version_path(parent)}"
+        raise InputError(f"{name}: changed after version {version.number} was made of it")
+
+
+def publish(version: Version) -> bool:
+    """Writes the record unless its number is taken; whether this very commit is in the store."""
+    store, path, body = version.store, version_path(version.number), _body(version)
+    data = canonical_json({**body, "sha256": json_sha256(body)}).encode()
+    failure = None
+    try:
+        if store.put_if_absent(path, data):
+            return True
+    except Exception as error:
+        failure = error
+    # "Exists" may be our own first request, repeated by the client; after an error the outcome is unknown.
+    try:
+        return store.get(path) == data
+    except FileNotFoundError:
+        if failure:
+            raise failure from None
+        return False
+
+
 def read_file(store: Folder | Bucket, path: str) -> bytes:
     """A file of a store; raises InputError when it is missing."""
     try:
@@ -133,12 +201,7 @@ def read_file(store: Folder | Bucket, path: str) -> bytes:
         raise InputError(f"{store.url}/{path}: missing") from error
 
 
-def version_path(number: int) -> str:
-    """Where the record of a version lies."""
-    return f"versions/{number:06d}.json"
-
-
-def version_body(version: Version) -> dict[str, Any]:
+def _body(version: Version) -> dict[str, Any]:
     """What a version record holds besides its own hash."""
     names = (field.name for field in dataclasses.fields(version) if field.name != "store")
     return {{"number": "version"}.get(name, name): getattr(version, name) for name in names}

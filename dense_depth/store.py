@@ -200,11 +200,22 @@ def absolute(location: str | Path) -> str:
     return str(location) if is_url(location) else str(Path(location).resolve())
 
 
-def open_store(location: str | Path | Folder | Bucket) -> Folder | Bucket:
-    """The store at a folder or URL; raises InputError when it is a folder that does not exist."""
+def holds_anything(location: str | Path) -> bool:
+    """Whether there is a file at a folder or URL; raises InputError for a folder that is a file."""
+    if not is_url(location) and not Path(location).exists():
+        return False
+    return any(True for _ in open_store(location).walk(""))
+
+
+def open_store(location: str | Path | Folder | Bucket, *, create: bool = False) -> Folder | Bucket:
+    """The store at a folder or URL; raises InputError when it is a folder that does not exist and is not to be made."""
     if isinstance(location, Folder | Bucket):
         return location
-    return Bucket(str(location)) if is_url(location) else Folder(str(location))
+    if is_url(location):
+        return Bucket(str(location))
+    if create:
+        Path(location).mkdir(parents=True, exist_ok=True)
+    return Folder(str(location))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from catalog import Catalog, CommitConflict, Version
+from catalog import Catalog, CommitConflict, StaleRows, Version
 from catalog.catalog import check_tag
 from catalog.manifest import Row, key
 from dense_depth import InputError
@@ -253,7 +253,7 @@ def _quality(errors: LabelErrors | DepthErrors, n_rows: int) -> dict[str, float 
 def _made_by(catalog: Catalog, rows: Sequence[Row]) -> Version:
     """The newest version with a recipe of these rows."""
     hashes = {row["recipe_hash"] for row in rows}
-    return next(version for version in reversed(catalog.versions()) if version.recipe_hash in hashes)
+    return next(version for version in reversed(catalog.versions(expired=True)) if version.recipe_hash in hashes)
 
 
 def _record(
@@ -263,30 +263,34 @@ def _record(
     quality: dict[str, dict[str, float | None]],
     summary: dict[str, Any],
 ) -> None:
-    """Commits the figures with the shards that the latest version still has; the recipe is that of the labels."""
-    latest = {key(row): row for row in catalog.version("latest").rows()}
-    current = []
-    for shard_id, row in rows.items():
-        now = latest.get(key(row))
-        if now and now["sha256"] == row["sha256"]:
-            current.append(now | {"quality": now["quality"] | quality[shard_id]})
-    if len(current) < len(rows):
-        summary["notes"].append(
-            f"{len(rows) - len(current)} of the {len(rows)} shards are not in the latest version: nothing recorded"
-        )
-        say(f"note: {summary['notes'][-1]}")
-        summary["version"], summary["manifest"] = version.number, version.manifest
-        return
+    """Commits the figures of the shards that the latest version still has; the recipe is that of the labels."""
     made_by = _made_by(catalog, list(rows.values()))
     told = ("evaluated", "kind", "reference", "crop_height", "shards", "labels", "all")
-    committed = catalog.commit(
-        current,
-        operation="evaluate",
-        recipe=made_by.recipe,
-        inputs=made_by.inputs,
-        summary={name: summary[name] for name in told},
-    )
-    summary["version"], summary["manifest"] = committed.number, committed.manifest
+    while True:
+        latest = catalog.version("latest").rows_by_key()
+        now = {shard_id: latest.get(key(row)) for shard_id, row in rows.items()}
+        same = {name: row for name, row in now.items() if row and row["sha256"] == rows[name]["sha256"]}
+        measured = [row | {"quality": row["quality"] | quality[name]} for name, row in same.items()]
+        try:
+            committed = catalog.commit(
+                measured,
+                operation="evaluate",
+                recipe=made_by.recipe,
+                inputs=made_by.inputs,
+                summary={name: summary[name] for name in told},
+                expected=latest,
+            )
+            break
+        except StaleRows:  # others have measured or replaced some of them since
+            continue
+    named = committed
+    if left_out := len(rows) - len(measured):
+        named = version
+        summary["notes"].append(
+            f"{left_out} of the {len(rows)} shards are not in the latest version: their figures are not recorded"
+        )
+        say(f"note: {summary['notes'][-1]}")
+    summary["version"], summary["manifest"] = named.number, named.manifest
 
 
 def refusals(arguments: Arguments, figures: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from catalog import Catalog
 from catalog.catalog import check_tag
-from catalog.manifest import Row, json_sha256, shard_row
+from catalog.manifest import Key, Row, json_sha256, shard_row
 from dense_depth import InputError
 from dense_depth.shards import ShardContent, write_shard
 from pipelines.console import new_table, print_table, progress, say
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Names the folder of receipts: runs with the same recipe share them."""
+        """Names the folder of receipts: runs with the same recipe share it, whatever scenes they take."""
         return f"{self.operation}-{json_sha256(self.recipe)[:16]}"
 
     def for_workers(self) -> "Job":
@@ -135,7 +135,7 @@ def run(
         [Job, Sequence[PlannedShard], int | None], Iterator[tuple[list[PlannedShard], Outcome]]
     ] = run_tasks,
 ) -> Report:
-    """Makes the missing shards and commits them as one version.
+    """Makes the missing shards and commits them as one version, in place of the labels that there were at its start.
 
     Args:
         job: The plan and how to make a shard.
@@ -146,19 +146,21 @@ def run(
 
     Raises:
         InputError: The input of a shard cannot be used; nothing is committed, finished shards keep their receipts.
+        StaleRows: Others have replaced labels of these scenes and cameras since the job started. Nothing is committed,
+            and the receipts stay: the same job, run again, replaces what it finds then.
     """
     if job.tag:
         check_tag(job.tag)  # before the work, not after it
     started = time.monotonic()
     report = Report(job.operation, job.store, tag=job.tag, notes=list(notes))
     report.shards_planned = len(job.shards)
-    catalog: Catalog | None = None
-    if not dry_run:
-        catalog = Catalog.create(job.store)
-    elif Path(job.store).exists():
-        catalog = Catalog(job.store)
-    committed = _committed(catalog)
-    receipts = catalog.receipts(job.name) if catalog else {}
+    catalog = Catalog.find(job.store) if dry_run else Catalog.create(job.store)
+    latest = catalog.latest() if catalog else None
+    seen = latest.rows_by_key() if latest else {}
+    committed = _intact(catalog, seen.values())
+    if catalog and not dry_run:
+        catalog.receipts(job.name).renew()
+    receipts = _intact(catalog, catalog.receipts(job.name).rows() if catalog else [])
     planned = {shard.shard_id for shard in job.shards}
     rows = {shard_id: row for shard_id, row in {**receipts, **committed}.items() if shard_id in planned}
     todo = [shard for shard in job.shards if shard.shard_id not in rows]
@@ -190,7 +192,7 @@ def run(
                     if shard.shard_id not in rows:
                         report.failed[f"{shard.scene} {shard.camera}"] = outcome.error
     if not report.failed:
-        _commit(catalog, job, [rows[shard.shard_id] for shard in job.shards], report)
+        _commit(catalog, job, [rows[shard.shard_id] for shard in job.shards], seen, report)
     report.seconds = time.monotonic() - started
     report.shards = [
         {name: rows[s.shard_id][name] for name in ("scene_token", "camera", "n_frames", "bytes", "valid_fraction")}
@@ -201,24 +203,24 @@ def run(
     return report
 
 
-def _committed(catalog: Catalog | None) -> dict[str, Row]:
-    """Rows of the latest version, by shard id, less those whose shard is lost or cut short: it is made again."""
-    if catalog is None or not catalog.versions():
-        return {}
-    return {row["shard_id"]: row for row in catalog.intact(catalog.version("latest").rows())}
+def _intact(catalog: Catalog | None, rows: Iterable[Row]) -> dict[str, Row]:
+    """Rows by shard id, less those whose shard is lost or cut short: it is made again."""
+    return {row["shard_id"]: row for row in catalog.intact(list(rows))} if catalog else {}
 
 
-def _commit(catalog: Catalog, job: Job, rows: list[Row], report: Report) -> None:
+def _commit(catalog: Catalog, job: Job, rows: list[Row], seen: Mapping[Key, Row], report: Report) -> None:
     summary = {
         "labels": sum(row["n_frames"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows),
         "shards": len(rows),
         "shards_made": report.shards_made,
     }
-    version = catalog.commit(rows, operation=job.operation, recipe=job.recipe, inputs=job.inputs, summary=summary)
+    version = catalog.commit(
+        rows, operation=job.operation, recipe=job.recipe, inputs=job.inputs, summary=summary, expected=seen
+    )
     if job.tag:
         catalog.tag(job.tag, version.number)
-    catalog.clear_receipts(job.name)
+    catalog.receipts(job.name).clear(shard.shard_id for shard in job.shards)
     report.version, report.manifest = version.number, version.manifest
 
 
@@ -261,7 +263,7 @@ def publish(job: Job, shards: Iterable[Made]) -> Iterator[Row]:
     for shard_id, content, quality, source_shards in shards:
         files = write_shard(catalog.store, content)
         row = shard_row(content, files, job.recipe, quality, shard_id=shard_id, source_shards=source_shards)
-        catalog.write_receipt(job.name, shard_id, row)
+        catalog.receipts(job.name).write(row)
         yield row
 
 

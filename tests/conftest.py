@@ -6,17 +6,20 @@ Tests import the plain functions by ``from conftest import make_scene``.
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from catalog import Catalog, Version
+from catalog.manifest import Row, shard_row
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track
 from dense_depth.geometry import invert, se3, transform
 from dense_depth.label import Label
-from dense_depth.shards import ShardContent
+from dense_depth.shards import ShardContent, write_shard
 
 os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
 
@@ -27,6 +30,7 @@ DATA = Path(os.environ.get("DENSE_DEPTH_DATA", Path(__file__).parents[1].parent 
 
 SHAPE = (4, 24, 32)  # of hand-made labels
 CONFIG = AccumulationConfig(ego_crop_m=(0.0, 0.0), min_range_m=0.0)
+RECIPE = {"past_s": 1.0, "kind": "accumulated"}  # of shards that are written by hand
 K = np.array([[100.0, 0, 49.5], [0, 100.0, 24.5], [0, 0, 1]])
 
 
@@ -123,6 +127,42 @@ def assert_label(label, expected: ShardContent, t: int) -> None:
     np.testing.assert_array_equal(label.K, other.K)
     names = ("sample_token", "camera", "timestamp_us", "height", "width")
     assert [getattr(label, name) for name in names] == [getattr(other, name) for name in names]
+
+
+def add_shard(store, seed: int, **changes) -> Row:
+    """Writes a shard; returns its row."""
+    labels = content(seed, **changes)
+    files = write_shard(store, labels)
+    quality = {"n_points": 12.0, "hidden_fraction": 0.25}
+    return shard_row(labels, files, RECIPE, quality, shard_id=f"{labels.scene_token}.{labels.camera}")
+
+
+def commit(cat: Catalog, *rows: Row, **given) -> Version:
+    return cat.commit(rows, operation="test", recipe=RECIPE, inputs={"dataset": "synthetic"}, **given)
+
+
+def paths(folder: Path) -> dict[str, bytes]:
+    """All files and what they hold."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def make_old(folder: Path, hours: float) -> None:
+    """Sets back the times of all files."""
+    then = time.time() - hours * 3600
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def cat(tmp_path) -> Catalog:
+    """A store without versions."""
+    return Catalog.create(tmp_path / "store")
+
+
+@pytest.fixture
+def root(cat) -> Path:
+    """Its folder."""
+    return Path(cat.store.url)
 
 
 def changed(options, **changes):

@@ -197,6 +197,44 @@ def test_figures_of_labels_that_were_replaced_are_not_recorded(generated, store)
     assert len(Catalog(store).versions()) == 2 and Catalog(store).tags() == {"old": 1}
 
 
+def test_labels_that_are_replaced_while_figures_are_committed_stay(generated, store, monkeypatch):
+    """A job commits after evaluate has read the latest version: its labels stay, and the others get their figures."""
+    plain = Catalog.commit
+
+    def commit(self, rows, **given):
+        monkeypatch.setattr(Catalog, "commit", plain)
+        make_labels(generated, store, scale=0.5, cameras=("CAM_BACK",))
+        return plain(self, rows, **given)
+
+    monkeypatch.setattr(Catalog, "commit", commit)
+    summary = evaluate.evaluate(arguments(generated, store, tag="old"))
+    assert "1 of the 2 shards are not in the latest version" in summary["notes"][-1]
+    assert summary["version"] == 1 and Catalog(store).tags() == {"old": 1}  # it is all of its labels that were measured
+    back, front = Catalog(store).version(3).rows()
+    assert (back["width"], back["quality"]["mae_m"]) == (200, None)
+    assert front["width"] == 400 and front["quality"]["mae_m"] > 0
+
+
+def test_figures_that_two_runs_measure_at_a_time_are_both_kept(generated, store, monkeypatch):
+    plain = Catalog.commit
+
+    def commit(self, rows, **given):
+        monkeypatch.setattr(Catalog, "commit", plain)
+        evaluate.evaluate(arguments(generated, store, truth=False))
+        return plain(self, rows, **given)
+
+    monkeypatch.setattr(Catalog, "commit", commit)
+    assert evaluate.evaluate(arguments(generated, store))["version"] == 3
+    for row in Catalog(store).version(3).rows():
+        assert row["quality"]["mae_m"] is not None and row["quality"]["held_out_mae_m"] is not None
+
+
+def test_the_recipe_of_labels_outlives_the_version_that_made_them(generated, store):
+    evaluate.evaluate(arguments(generated, store))
+    assert Catalog(store).expire(keep_last=1) == [1]
+    assert evaluate.evaluate(arguments(generated, store, truth=False))["version"] == 3
+
+
 def test_pictures(generated, store, tmp_path):
     summary = evaluate.evaluate(arguments(generated, store, pictures=tmp_path / "pictures", worst=2))
     names = {"worst-01.png", "worst-02.png", "ordinary-CAM_BACK.png", "ordinary-CAM_FRONT.png"}
