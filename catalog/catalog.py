@@ -25,7 +25,7 @@ from dense_depth.store import Bucket, Folder, is_url, open_store
 if TYPE_CHECKING:
     pass
 
-FORMAT = {"format": "dense-depth label store", "format_version": 1}
+FORMAT = {"format": "dense-depth label store", "format_version": 2}
 COMMIT_TRIES = 50
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,7 +58,10 @@ class Catalog:
         except ValueError as error:
             raise InputError(f"{store}/store.json: not JSON: {error}") from error
         if marker != FORMAT:
-            raise InputError(f"{store}/store.json: {marker} is not the format of this program, {FORMAT}")
+            raise InputError(
+                f"{store}/store.json: {marker} is not the format of this program, {FORMAT}; "
+                "make the labels again, into a new --store"
+            )
 
     @classmethod
     def create(cls, store: str | Path | Folder | Bucket) -> "Catalog":

@@ -71,7 +71,7 @@ def test_create_and_open(tmp_path):
     before = paths(store)
     Catalog.create(store)
     assert paths(store) == before
-    assert json.loads((store / "store.json").read_text()) == {"format": "dense-depth label store", "format_version": 1}
+    assert json.loads((store / "store.json").read_text()) == {"format": "dense-depth label store", "format_version": 2}
     assert Catalog(store).versions() == []
     with pytest.raises(InputError, match="no version 'latest'"):
         Catalog(store).version("latest")
@@ -84,11 +84,14 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a label store"):
         Catalog(tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
-    newer = tmp_path / "newer"
-    Catalog.create(newer)
-    (newer / "store.json").write_text('{"format": "dense-depth label store", "format_version": 2}')
-    with pytest.raises(InputError, match="format_version"):
-        Catalog(newer)
+    other = tmp_path / "other"
+    Catalog.create(other)
+    for version in (1, 3):
+        (other / "store.json").write_text(f'{{"format": "dense-depth label store", "format_version": {version}}}')
+        with pytest.raises(
+            InputError, match=rf"'format_version': {version}.*make the labels again, into a new --store"
+        ):
+            Catalog(other)
 
 
 # ---- committing
@@ -409,7 +412,7 @@ def test_forged_parent(cat, root):
 def test_damaged_shards(cat, root):
     row, other = add(root, 1), add(root, 2)
     version = commit(cat, row, other)
-    data = root / row["path"] / "depth/c/0/0/0"
+    data = root / row["path"] / "depth_step/c/0/0"
     original = data.read_bytes()
     data.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     assert [row["path"] in problem for problem in cat.verify(1)] == [True]
@@ -582,7 +585,7 @@ def test_command_line(cat, root):
         if path.is_file():
             path.write_bytes(b"")
     done = run(*store, "verify", "main")
-    assert done.returncode == 1 and done.stdout.count("0 bytes instead of") == 3
+    assert done.returncode == 1 and done.stdout.count("0 bytes instead of") == 5
     for arguments in ((*store, "show", "nope"), ("--store", str(root / "nope"), "log"), (*store, "tag", "7", "1")):
         done = run(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
