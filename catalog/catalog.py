@@ -34,7 +34,7 @@ from dense_depth import InputError, __version__
 from dense_depth.shards import NAME, CorruptShardError, find_problems
 from dense_depth.store import Bucket, Folder, holds_anything, open_store
 
-FORMAT = {"format": "dense-depth label store", "format_version": 1}
+FORMAT = {"format": "dense-depth label store", "format_version": 2}
 COMMIT_TRIES = 50
 
 
@@ -63,7 +63,10 @@ class Catalog:
         except ValueError as error:
             raise InputError(f"{store}/store.json: not JSON: {error}") from error
         if marker != FORMAT:
-            raise InputError(f"{store}/store.json: {marker} is not the format of this program, {FORMAT}")
+            raise InputError(
+                f"{store}/store.json: {marker} is not the format of this program, {FORMAT}; "
+                "make the labels again, into a new --store"
+            )
 
     @classmethod
     def find(cls, store: str | Path) -> "Catalog | None":

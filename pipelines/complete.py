@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import os
 import platform
 import re
@@ -28,10 +27,11 @@ from jaxtyping import UInt8
 from catalog import Catalog, CommitConflict, Version
 from catalog.manifest import Row, json_sha256
 from dense_depth import InputError, __version__
+from dense_depth.completion.fill import fill
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.images import read_image
-from dense_depth.label import CERTAIN, MAX_DEPTH_M, Label, Source, dequantise, label_camera, quantise
+from dense_depth.label import Label, Source, label_camera
 from dense_depth.shards import ShardContent
 from dense_depth.store import absolute
 from pipelines.console import say
@@ -52,7 +52,7 @@ from pipelines.runner import (
 )
 
 if TYPE_CHECKING:
-    from dense_depth.completion.predict import Completer, Completion
+    from dense_depth.completion.predict import Completer
 
 BYTES_PER_PIXEL = 1.3  # of a completed label on disk; ip-basic on the demo takes 1.31
 FRAMES_PER_TASK = 4  # some milliseconds of Ray per task, some megabytes per frame
@@ -374,30 +374,6 @@ class LabelMaker:
             n_sweeps=(row["n_sweeps_min"],) * len(labels),
         )
         return Made(shard_id, content, _quality(labels), (row["path"],))
-
-
-def fill(label: Label, completion: "Completion", min_confidence: float) -> Label:
-    """A label with what it lacks taken from a completion of its size; what was measured stays as it is.
-
-    Args:
-        label: The label to complete.
-        completion: Depth and confidence; a depth that is not finite or too far counts as none.
-        min_confidence: A completed pixel with less, in [0, 1], gets no label.
-    """
-    depth_m, confidence = completion
-    usable = (depth_m > 0) & (depth_m < MAX_DEPTH_M) & (confidence >= math.ceil(255 * min_confidence))  # nan: false
-    depth_m = dequantise(quantise(np.where(usable, depth_m, 0)))
-    measured, completed = label.depth_m > 0, depth_m > 0
-    return Label.from_maps(
-        np.where(measured, label.depth_m, depth_m),
-        np.where(measured, label.source, completed * np.uint8(Source.COMPLETED)),
-        label.age,
-        np.where(measured, np.uint8(CERTAIN), completed * confidence),
-        K=label.K,
-        sample_token=label.sample_token,
-        camera=label.camera,
-        timestamp_us=label.timestamp_us,
-    )
 
 
 def _quality(labels: Sequence[Label]) -> dict[str, float | None]:

@@ -87,9 +87,7 @@ def make_scene(tmp_path, n_sweeps=5, tracks=(), ego_speed=6.0, seed=0):
     return scene, frame, static_world, in_box
 
 
-def content(
-    seed: int = 0, fraction: float = 0.2, confidence: bool = True, age: bool = False, **changes
-) -> ShardContent:
+def content(seed: int = 0, fraction: float = 0.2, confidence: bool = True, **changes) -> ShardContent:
     """Random labels: every pixel is as likely as any other, so a mixed-up frame differs."""
     rng = np.random.default_rng(seed)
     valid = rng.random(SHAPE) < fraction
@@ -99,7 +97,7 @@ def content(
     )
     labels = tuple(
         Label.from_maps(
-            *(depth_m[t], source[t], ages[t] if age else None, confidences[t] if confidence else None),
+            *(depth_m[t], source[t], ages[t], confidences[t] if confidence else None),
             K=np.array([[1266.417203046554, 0, 816.2670197447984], [0, 1266.4, 491.5], [0, 0, 1]]),
             sample_token=f"sample{seed}-{t}",
             camera="CAM_FRONT",

@@ -35,7 +35,7 @@ def test_create_and_open(tmp_path):
     before = paths(store)
     Catalog.create(store)
     assert paths(store) == before
-    assert json.loads((store / "store.json").read_text()) == {"format": "dense-depth label store", "format_version": 1}
+    assert json.loads((store / "store.json").read_text()) == {"format": "dense-depth label store", "format_version": 2}
     assert Catalog(store).versions() == []
     with pytest.raises(InputError, match="no version 'latest'"):
         Catalog(store).version("latest")
@@ -48,11 +48,14 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a label store"):
         Catalog(tmp_path)
     assert os.listdir(tmp_path) == ["thesis.tex"]
-    newer = tmp_path / "newer"
-    Catalog.create(newer)
-    (newer / "store.json").write_text('{"format": "dense-depth label store", "format_version": 2}')
-    with pytest.raises(InputError, match="format_version"):
-        Catalog(newer)
+    other = tmp_path / "other"
+    Catalog.create(other)
+    for version in (1, 3):
+        (other / "store.json").write_text(f'{{"format": "dense-depth label store", "format_version": {version}}}')
+        with pytest.raises(
+            InputError, match=rf"'format_version': {version}.*make the labels again, into a new --store"
+        ):
+            Catalog(other)
 
 
 # ---- committing
@@ -388,7 +391,7 @@ def test_forged_parent(cat, root):
 def test_damaged_shards(cat, root):
     row, other = add_shard(root, 1), add_shard(root, 2)
     version = commit(cat, row, other)
-    data = root / row["path"] / "depth/c/0/0/0"
+    data = root / row["path"] / "depth_step/c/0/0"
     original = data.read_bytes()
     data.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     assert [row["path"] in problem for problem in cat.verify(1)] == [True]

@@ -88,7 +88,7 @@ def test_a_lost_shard_is_made_again_by_the_same_command(generated, reference, tm
     first = run(arguments(generated, tmp_path / "s"))
     lost = sorted((tmp_path / "s" / "shards" / "accumulated").iterdir())
     shutil.rmtree(lost[0])
-    (lost[1] / "depth" / "c" / "0" / "0" / "0").write_bytes(b"")
+    (lost[1] / "depth_step/c/0/0").write_bytes(b"")
     assert len(Catalog(tmp_path / "s").verify("latest")) >= 2
     second = run(arguments(generated, tmp_path / "s"))
     assert second.shards_made == 2 and second.version == first.version == 1
