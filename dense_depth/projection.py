@@ -84,14 +84,15 @@ def splat(
         The number of points that fell into the image, and the range of rows that holds them.
     """
     # Composed in float64, cast once: points are in a local frame, so float32 holds them to 0.01 mm.
-    image_T_segment = (K @ selection.ref_SE3_segment[:, :3]).astype(np.float32)
+    image_T_body = (K @ selection.ref_SE3_body[:, :3]).astype(np.float32)
     n_inside, first, last = _splat(
         cloud.xyz,
         cloud.corners,
         selection.segments,
         cloud.start,
         cloud.stop,
-        image_T_segment,
+        image_T_body,
+        selection.body,
         selection.code,
         keys,
     )
@@ -100,7 +101,7 @@ def splat(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _splat(xyz, corners, segments, start, stop, image_T_segment, codes, keys):  # type: ignore[no-untyped-def]
+def _splat(xyz, corners, segments, start, stop, image_T_body, body, codes, keys):  # type: ignore[no-untyped-def]
     height, width = np.float32(keys.shape[0]), np.float32(keys.shape[1])
     flat_keys, stride = keys.reshape(-1), np.int32(keys.shape[1])
     zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0)
@@ -111,7 +112,7 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, codes, keys):  
     n_inside = 0
     first, last = np.int32(len(flat_keys)), np.int32(0)
     for k in range(len(segments)):
-        s, T = segments[k], image_T_segment[k]
+        s, T = segments[k], image_T_body[body[k]]
         if _is_outside(corners[s], T, width, height):
             continue
         a0, a1, a2, a3 = T[0, 0], T[0, 1], T[0, 2], T[0, 3]

@@ -70,7 +70,8 @@ def cloud_of(points_cam, source=Source.STATIC, age=0):
 
     class Everything:
         segments = np.array([0])
-        ref_SE3_segment = np.eye(4)[None]
+        ref_SE3_body = np.eye(4)[None]
+        body = np.array([0])
 
     Everything.code = np.array([source << 5 | age], np.uint8)
     return cloud, Everything
