@@ -24,7 +24,7 @@ from dense_depth.geometry import SE3, invert, transform
 from dense_depth.label import AGE_BITS, Source, age_of
 from dense_depth.sweeps import read_sweep, survey
 
-N_SECTORS = 32  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
+N_SECTORS = 64  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
 BLOCK = 128  # points that are looked at together: neighbours in the file are neighbours in space
 FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
 
