@@ -19,12 +19,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dense_depth import InputError
-from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track, boxes_at
+from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track, poses_at
 from dense_depth.geometry import SE3, invert, transform
 from dense_depth.label import AGE_BITS, Source, age_of
 from dense_depth.sweeps import read_sweep, survey
 
-N_SECTORS = 32  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
+N_SECTORS = 64  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
+BLOCK = 128  # points that are looked at together: neighbours in the file are neighbours in space
 FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
 
 
@@ -132,13 +133,7 @@ def cut_sweep(
     """
     if out is None:
         out = np.empty((3, len(points)), np.float32)
-    box_SE3_sensor = np.zeros((len(boxes), 3, 4), np.float32)
-    centre = np.zeros((len(boxes), 3), np.float32)
-    sensor_SE3_world = invert(world_SE3_sensor)
-    for i, box in enumerate(boxes):
-        sensor_SE3_box = sensor_SE3_world @ box.world_SE3_box
-        centre[i] = sensor_SE3_box[:3, 3]
-        box_SE3_sensor[i] = invert(sensor_SE3_box)[:3]
+    sensor_SE3_box = invert(world_SE3_sensor) @ np.array([box.world_SE3_box for box in boxes]).reshape(-1, 4, 4)
     lower, upper = _box_bounds(boxes, config.box_margin_m)
     if config.ego_crop_m is not None:
         x_m, y_m = config.ego_crop_m
@@ -148,8 +143,8 @@ def cut_sweep(
         np.array(ego_crops, np.float32).reshape(-1, 6),
         np.float32(config.min_range_m),
         np.float32(config.max_range_m),
-        box_SE3_sensor,
-        centre,
+        invert(sensor_SE3_box)[:, :3].astype(np.float32),
+        sensor_SE3_box[:, :3, 3].astype(np.float32),
         lower,
         upper,
         config.dynamics == "drop",
@@ -234,19 +229,22 @@ def _cut(points, crops, min_range, max_range, box_SE3_sensor, centre, lower, upp
         reason[i] = code
     for b in range(n_boxes):
         T = box_SE3_sensor[b]
-        radius_sq = upper[b, 0] ** 2 + upper[b, 1] ** 2 + upper[b, 2] ** 2
-        for i in range(n):
-            x, y, z = xs[i], ys[i], zs[i]
-            distance_sq = (x - centre[b, 0]) ** 2 + (y - centre[b, 1]) ** 2 + (z - centre[b, 2]) ** 2
-            if distance_sq > radius_sq * np.float32(1.0001) or segment[i] > last_sector:
+        radius_sq = (upper[b, 0] ** 2 + upper[b, 1] ** 2 + upper[b, 2] ** 2) * np.float32(1.0001)
+        for block in range(0, n, BLOCK):
+            end = min(block + BLOCK, n)
+            if not _comes_near(xs[block:end], ys[block:end], zs[block:end], centre[b], radius_sq):
                 continue
-            inside = True
-            for axis in range(3):
-                p = T[axis, 0] * x + T[axis, 1] * y + T[axis, 2] * z + T[axis, 3]
-                inside = inside and lower[b, axis] <= p <= upper[b, axis]
-            if inside:
-                reason[i] = _DROPPED_MOVING if drop else _MOVING
-                segment[i] = not_kept if drop else N_SECTORS + b
+            for i in range(block, end):
+                if segment[i] > last_sector:
+                    continue
+                x, y, z = xs[i], ys[i], zs[i]
+                inside = True
+                for axis in range(3):
+                    p = T[axis, 0] * x + T[axis, 1] * y + T[axis, 2] * z + T[axis, 3]
+                    inside = inside and lower[b, axis] <= p <= upper[b, axis]
+                if inside:
+                    reason[i] = _DROPPED_MOVING if drop else _MOVING
+                    segment[i] = not_kept if drop else N_SECTORS + b
     reason_counts = np.zeros(_N_REASONS, np.int64)
     for which in range(_N_REASONS):
         count = np.int32(0)
@@ -293,13 +291,24 @@ def _cut(points, crops, min_range, max_range, box_SE3_sensor, centre, lower, upp
     return reason, reason_counts, start[:-1], bounds
 
 
+@numba.njit(cache=True, nogil=True)
+def _comes_near(xs, ys, zs, centre, radius_sq):  # type: ignore[no-untyped-def]
+    """Whether some point lies within a sphere; counts them all, since that compiles to SIMD."""
+    n = np.int32(0)
+    for i in range(len(xs)):
+        x, y, z = xs[i] - centre[0], ys[i] - centre[1], zs[i] - centre[2]
+        n += np.int32(x * x + y * y + z * z <= radius_sq)
+    return n > 0
+
+
 @dataclass(frozen=True)
 class Selection:
     """Segments that make one label, and how each gets into the camera.
 
     Attributes:
         segments: Indices into the segments of a SceneCloud.
-        ref_SE3_segment: Per selected segment, float64.
+        ref_SE3_body: Of the bodies that the segments lie on: the world as each sweep saw it, and moving objects.
+        body: Per selected segment: which of them.
         source: Per selected segment: a code of ``Source``.
         age: Per selected segment: time between its sweep and this label, see ``age_of``.
         n_sweeps: How many sweeps are in the window.
@@ -307,7 +316,8 @@ class Selection:
     """
 
     segments: Int[np.ndarray, " selected"]
-    ref_SE3_segment: Float[np.ndarray, "selected 4 4"]
+    ref_SE3_body: Float[np.ndarray, "bodies 4 4"]
+    body: Int[np.ndarray, " selected"]
     source: UInt8[np.ndarray, " selected"]
     age: UInt8[np.ndarray, " selected"]
     n_sweeps: int
@@ -352,16 +362,16 @@ class SceneCloud:
         self.xyz = np.empty((3, sum(n_points)), np.float32)
         cuts, known_tracks = [], []
         n_kept = 0
-        for i in needed:
-            sweep = scene.sweeps[i]
-            boxes = boxes_at(self._tracks, sweep.timestamp_us, config.extrapolate_s)
-            known = {k: box for k, box in enumerate(boxes) if box is not None}
-            cut = None if sweep.token in self.dropped else self._cut(sweep, list(known.values()), n_kept)
+        poses, sizes, is_known = poses_at(self._tracks, self._times_us[needed], config.extrapolate_s)
+        for row, i in enumerate(needed):
+            sweep, known = scene.sweeps[i], np.flatnonzero(is_known[row])
+            boxes = [Box(sweep.timestamp_us, poses[row, k], sizes[row, k]) for k in known]
+            cut = None if sweep.token in self.dropped else self._cut(sweep, boxes, n_kept)
             if cut is None:
                 continue
             self.reason_counts[i] = cut.reason_counts
             cuts.append((i, cut, n_kept))
-            known_tracks.append(list(known))
+            known_tracks.append(known)
             n_kept += cut.xyz.shape[1]
         if not cuts:
             raise InputError(f"{scene.name}: every sweep is bad; the first: {next(iter(self.dropped.values()))}")
@@ -372,10 +382,14 @@ class SceneCloud:
         pairs = [(sectors, cut.box_corners) for sectors, (_, cut, _) in zip(sector_corners, cuts)]
         corners = np.concatenate([part for pair in pairs for part in pair])
         sweep_of = np.concatenate([np.full(len(cut.start) - 1, i) for i, cut, _ in cuts])
-        track_of = np.concatenate([[-1] * N_SECTORS + known for known in known_tracks])
+        track_of = np.concatenate([[*[-1] * N_SECTORS, *known] for known in known_tracks])
         filled = np.flatnonzero(stop > start)
         self.start, self.stop, self.corners = start[filled], stop[filled], corners[filled]
         self._sweep_of, self._track_of = sweep_of[filled], track_of[filled]
+
+        times_us = sorted({frame.timestamp_us for frame in frames})
+        poses, _, is_known = poses_at(self._tracks, times_us, config.extrapolate_s)
+        self._poses_at = dict(zip(times_us, zip(poses, is_known)))
 
     def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
@@ -425,26 +439,27 @@ class SceneCloud:
         window = [i for i in self._window(timestamp_us, key_sweep) if i not in left_out]
         if missing := [i for i in window if not self._is_read[i]]:
             raise ValueError(f"{len(missing)} sweeps of the window around {timestamp_us} us have not been read")
-        in_window = np.zeros(len(self._times_us), bool)
-        in_window[window] = True
-        boxes = boxes_at(self._tracks, timestamp_us, self._config.extrapolate_s)
-        has_pose = np.array([box is not None for box in boxes] + [True])  # the last one is the static world, -1
+        if timestamp_us not in self._poses_at:
+            poses, _, is_known = poses_at(self._tracks, [timestamp_us], self._config.extrapolate_s)
+            self._poses_at[timestamp_us] = poses[0], is_known[0]
+        world_SE3_box, is_known = self._poses_at[timestamp_us]
 
-        segments = np.flatnonzero(in_window[self._sweep_of])
-        known = has_pose[self._track_of[segments]]
+        position = np.full(len(self._times_us), -1)  # of each sweep in the window
+        position[window] = np.arange(len(window))
+        segments = np.flatnonzero(position[self._sweep_of] >= 0)
+        known = np.append(is_known, True)[self._track_of[segments]]  # -1, the last one, is the static world
         unknown, segments = segments[~known], segments[known]
-        sweep, track = self._sweep_of[segments], self._track_of[segments]
+        sweep, track = position[self._sweep_of[segments]], self._track_of[segments]
 
-        # Transforms of the sweeps, then of the tracks.
-        world_SE3_box = [np.eye(4) if box is None else box.world_SE3_box for box in boxes]
-        ref_SE3_all = ref_SE3_world @ np.array([*self._world_SE3_sensor, *world_SE3_box])
+        world_SE3_body = np.concatenate([self._world_SE3_sensor[window], world_SE3_box])
         source = np.where(track >= 0, np.uint8(Source.MOVING), np.uint8(Source.STATIC))
-        source[sweep == self._index[key_sweep]] = Source.KEY_SWEEP
+        source[sweep == position[self._index[key_sweep]]] = Source.KEY_SWEEP
         return Selection(
             segments,
-            ref_SE3_all[np.where(track >= 0, len(self._times_us) + track, sweep)],
+            ref_SE3_world @ world_SE3_body,
+            np.where(track >= 0, len(window) + track, sweep),
             source,
-            age_of(self._times_us[sweep] - timestamp_us),
+            age_of(self._times_us[window] - timestamp_us)[sweep],
             len(window),
             int((self.stop - self.start)[unknown].sum()),
         )
@@ -456,8 +471,8 @@ class SceneCloud:
     def points(self, selection: Selection) -> tuple[Float[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]:
         """The selected points in the reference frame (float64), and the source code of each."""
         clouds = [
-            transform(ref_SE3_segment, self.xyz[:, self.start[s] : self.stop[s]].T.astype(np.float64))
-            for s, ref_SE3_segment in zip(selection.segments, selection.ref_SE3_segment)
+            transform(ref_SE3_body, self.xyz[:, self.start[s] : self.stop[s]].T.astype(np.float64))
+            for s, ref_SE3_body in zip(selection.segments, selection.ref_SE3_body[selection.body])
         ]
         lengths = self.stop[selection.segments] - self.start[selection.segments]
         return np.concatenate([np.empty((0, 3)), *clouds]), np.repeat(selection.source, lengths)

@@ -6,17 +6,17 @@ and age in steps of 0.1 s. A minimum of integers does not depend on the order of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
-from jaxtyping import Float, UInt32
+from jaxtyping import Float, Int64, UInt16, UInt32
 
 from dense_depth import InputError
 from dense_depth.accumulation import SceneCloud, Selection
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.geometry import invert
-from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE, Label, dequantise
+from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE, Label, Points
 
 EMPTY_KEY = np.uint32(0xFFFFFFFF)
 NEAR_M = 0.1  # nearer than any lens sees sharply; keeps the division by depth safe
@@ -84,14 +84,15 @@ def splat(
         The number of points that fell into the image, and the range of rows that holds them.
     """
     # Composed in float64, cast once: points are in a local frame, so float32 holds them to 0.01 mm.
-    image_T_segment = (K @ selection.ref_SE3_segment[:, :3]).astype(np.float32)
+    image_T_body = (K @ selection.ref_SE3_body[:, :3]).astype(np.float32)
     n_inside, first, last = _splat(
         cloud.xyz,
         cloud.corners,
         selection.segments,
         cloud.start,
         cloud.stop,
-        image_T_segment,
+        image_T_body,
+        selection.body,
         selection.code,
         keys,
     )
@@ -100,7 +101,7 @@ def splat(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _splat(xyz, corners, segments, start, stop, image_T_segment, codes, keys):  # type: ignore[no-untyped-def]
+def _splat(xyz, corners, segments, start, stop, image_T_body, body, codes, keys):  # type: ignore[no-untyped-def]
     height, width = np.float32(keys.shape[0]), np.float32(keys.shape[1])
     flat_keys, stride = keys.reshape(-1), np.int32(keys.shape[1])
     zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0)
@@ -111,7 +112,7 @@ def _splat(xyz, corners, segments, start, stop, image_T_segment, codes, keys):  
     n_inside = 0
     first, last = np.int32(len(flat_keys)), np.int32(0)
     for k in range(len(segments)):
-        s, T = segments[k], image_T_segment[k]
+        s, T = segments[k], image_T_body[body[k]]
         if _is_outside(corners[s], T, width, height):
             continue
         a0, a1, a2, a3 = T[0, 0], T[0, 1], T[0, 2], T[0, 3]
@@ -161,142 +162,221 @@ def _is_outside(corners, T, width, height):  # type: ignore[no-untyped-def]
     return left | right | top | bottom | behind
 
 
-def hide(keys: UInt32[np.ndarray, "height width"], K: Float[np.ndarray, "3 3"], config: VisibilityConfig) -> int:
-    """Empties the pixels whose point is hidden behind other points.
+class Pixels(NamedTuple):
+    """The filled pixels of a z-buffer, row by row and from left to right.
+
+    Attributes:
+        start: Per row of the image: where its pixels begin in the lists; at the end the number of pixels.
+        u: Column of each pixel.
+        key: Key of each pixel.
+    """
+
+    start: Int64[np.ndarray, " height+1"]
+    u: UInt16[np.ndarray, " n"]
+    key: UInt32[np.ndarray, " n"]
+
+
+def gather(keys: UInt32[np.ndarray, "height width"], rows: slice) -> Pixels:
+    """Takes the filled pixels out of a z-buffer, which is empty afterwards.
+
+    An image is larger than a cache, and this is the one pass over it: all that follows works on the lists.
 
     Args:
-        keys: Z-buffer from ``splat``, changed in place.
+        keys: Z-buffer, changed in place.
+        rows: The rows that hold pixels, from ``splat``.
+    """
+    return Pixels(*_gather(keys, rows.start, rows.stop))
+
+
+# The loops below select in place of branching, so that they compile to SIMD and nothing is mispredicted.
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(keys, top, bottom):  # type: ignore[no-untyped-def]
+    height, width = keys.shape
+    start = np.zeros(height + 1, np.int64)
+    capacity = (bottom - top) * width + 1  # memory is given by the page, when it is touched
+    out_u, out_key = np.empty(capacity, np.uint16), np.empty(capacity, np.uint32)
+    filled = np.zeros((width + 7) // 8 * 8, np.uint8)
+    eight = filled.view(np.uint64)  # most of an image is empty: eight pixels at a time are skipped
+    at = np.int64(0)
+    for v in range(top, bottom):
+        row, first = keys[v], at
+        for u in range(width):
+            filled[u] = row[u] != EMPTY_KEY
+        for word in range(len(eight)):
+            if eight[word] != 0:
+                for u in range(8 * word, 8 * word + 8):
+                    out_u[at] = u
+                    at += np.int64(filled[u])
+        for i in range(first, at):
+            out_key[i] = row[out_u[i]]
+        for u in range(width):
+            row[u] = EMPTY_KEY
+        start[v + 1] = at
+    start[bottom + 1 :] = at
+    return start, out_u[:at], out_key[:at]
+
+
+def hide(pixels: Pixels, width: int, K: Float[np.ndarray, "3 3"], config: VisibilityConfig) -> Pixels:
+    """The pixels that no other pixels hide.
+
+    Args:
+        pixels: From ``gather``.
+        width: Of the image.
         K: Intrinsics of the label.
         config: The method and its thresholds.
-
-    Returns:
-        The number of pixels emptied.
     """
-    if config.visibility == "none":
-        return 0
-    px_per_deg = _px_per_deg(K)
-    cell = _cell_px(K, config)
-    nearest = _cell_minimum(keys, cell)
+    if config.visibility == "none" or not len(pixels.u):
+        return pixels
+    px_per_deg = float(K[0, 0]) * np.pi / 180  # at the image centre, where pixels are widest in angle
+    cell = max(1, round(config.cell_deg * px_per_deg))
+    # Rows of cells above the highest and below the lowest point, half an image with a spinning LiDAR, are left out.
+    filled = np.flatnonzero(np.diff(pixels.start))
+    top, bottom = filled[0] // cell, filled[-1] // cell + 1
+    columns = -(-width // cell)
     limit = _occlusion_limit(
-        nearest,
-        round(config.width_deg * px_per_deg / cell),
-        round(config.height_deg * px_per_deg / cell),
+        *pixels,
+        cell,
+        top,
+        (bottom - top, columns),
+        min(round(config.height_deg * px_per_deg / cell), bottom - top),
+        min(round(config.width_deg * px_per_deg / cell), columns),
         config.min_quadrants,
         np.float32(1 + config.margin_ratio),
         np.float32(DEPTH_STEPS_PER_M * config.margin_m),
     )
-    return _hide_beyond(keys, cell, limit)
-
-
-def _px_per_deg(K: Float[np.ndarray, "3 3"]) -> float:
-    return float(K[0, 0]) * np.pi / 180  # at the image centre, where pixels are widest in angle
-
-
-def _cell_px(K: Float[np.ndarray, "3 3"], config: VisibilityConfig) -> int:
-    return max(1, round(config.cell_deg * _px_per_deg(K)))
-
-
-# The loops below are written with selects and one row at a time, so that they compile to SIMD.
+    return Pixels(*_within(*pixels, cell, top, limit))
 
 
 @numba.njit(cache=True, nogil=True)
-def _cell_minimum(keys, cell):  # type: ignore[no-untyped-def]
-    """Smallest depth (1/256 m, 65535 for none) in each cell x cell block of the image."""
-    height, width = keys.shape
-    rows, columns = (height + cell - 1) // cell, (width + cell - 1) // cell
-    nearest = np.empty((rows, columns), np.uint16)
-    line = np.empty(columns * cell, np.uint32)
-    for row in range(rows):
-        line[:] = EMPTY_KEY
-        for v in range(row * cell, min((row + 1) * cell, height)):
-            pixels = keys[v]
-            for u in range(width):
-                line[u] = pixels[u] if pixels[u] < line[u] else line[u]
-        for column in range(columns):
-            smallest = line[column * cell]
-            for u in range(column * cell + 1, (column + 1) * cell):
-                smallest = line[u] if line[u] < smallest else smallest
-            nearest[row, column] = min(smallest >> np.uint32(8), np.uint32(65535))
-    return nearest
+def _occlusion_limit(start, u, key, cell, top, shape, reach_y, reach_x, min_quadrants, ratio, margin):  # type: ignore[no-untyped-def]
+    """Per cell of cell x cell pixels, from row ``top`` on, the depth (1/256 m) beyond which enough quadrants occlude.
 
-
-@numba.njit(cache=True, nogil=True)
-def _occlusion_limit(nearest, reach_x, reach_y, min_quadrants, ratio, margin):  # type: ignore[no-untyped-def]
-    """Per cell, the depth (1/256 m) beyond which enough quadrants occlude.
-
-    A quadrant holds the cell itself and reaches reach_x cells to one side and reach_y cells up or down. It occludes
-    what lies beyond its own limit, so k quadrants do beyond the k-th smallest limit.
+    A quadrant spans its own cell and the reach to one side and up or down. It occludes what lies beyond its own limit,
+    so k quadrants do beyond the k-th smallest limit.
     """
-    rows, columns = nearest.shape
-    left, right = nearest.copy(), nearest.copy()
+    rows, columns = shape
+    # The smallest depth of each cell, 65535 for none, within a border of empty cells as wide as the reach.
+    nearest = np.full((rows + 2 * reach_y, columns + 2 * reach_x), np.uint16(65535), np.uint16)
+    column_of = _cell_columns(columns, cell)
     for row in range(rows):
-        for step in range(1, min(reach_x, columns - 1) + 1):
-            source, to_left, to_right = nearest[row], left[row], right[row]
-            for c in range(columns - step):
-                to_left[c + step] = source[c] if source[c] < to_left[c + step] else to_left[c + step]
-                to_right[c] = source[c + step] if source[c + step] < to_right[c] else to_right[c]
+        line = nearest[reach_y + row, reach_x:]
+        for i in range(start[(top + row) * cell], start[min((top + row + 1) * cell, len(start) - 1)]):
+            c, depth = column_of[u[i]], np.uint16(key[i] >> np.uint32(8))
+            line[c] = depth if depth < line[c] else line[c]
+    # The quadrants of a cell are the four windows that have it in a corner.
+    _window_minimum(nearest, reach_y, reach_x)
     limit = np.empty((rows, columns), np.uint16)
-    quadrants = np.empty((4, columns), np.uint16)
     for row in range(rows):
-        for q in range(4):
-            side, minimum = (left if q & 1 else right), quadrants[q]
-            minimum[:] = side[row]
-            for step in range(1, reach_y + 1):
-                other = row + step if q & 2 else row - step
-                if 0 <= other < rows:
-                    line = side[other]
-                    for c in range(columns):
-                        minimum[c] = line[c] if line[c] < minimum[c] else minimum[c]
-        line = limit[row]
-        q0, q1, q2, q3 = quadrants[0], quadrants[1], quadrants[2], quadrants[3]
-        for c in range(columns):
-            a, b = (q0[c], q1[c]) if q0[c] < q1[c] else (q1[c], q0[c])
-            d, e = (q2[c], q3[c]) if q2[c] < q3[c] else (q3[c], q2[c])
-            first, f = (a, d) if a < d else (d, a)
-            g, fourth = (b, e) if b < e else (e, b)
-            second, third = (f, g) if f < g else (g, f)
-            kth = second if min_quadrants == 2 else third if min_quadrants == 3 else fourth
-            kth = first if min_quadrants == 1 else kth
-            depth = np.float32(kth) * ratio + margin
-            line[c] = np.uint16(np.int32(depth if depth < np.float32(65535) else np.float32(65535)))
+        above, below = nearest[row], nearest[row + reach_y]
+        quadrants = above[:columns], above[reach_x:], below[:columns], below[reach_x:]
+        _kth_limit(quadrants, min_quadrants, ratio, margin, limit[row])
     return limit
 
 
 @numba.njit(cache=True, nogil=True)
-def _hide_beyond(keys, cell, limit):  # type: ignore[no-untyped-def]
-    """Empties the pixels whose depth is beyond the limit of their cell, and counts them."""
-    height, width = keys.shape
-    beyond = np.empty(limit.shape[1] * cell, np.uint32)
-    n_hidden = 0
-    for row in range(limit.shape[0]):
-        for column in range(limit.shape[1]):
-            key = (np.uint32(limit[row, column]) << np.uint32(8)) | np.uint32(255)
-            for u in range(column * cell, (column + 1) * cell):
-                beyond[u] = key
-        for v in range(row * cell, min((row + 1) * cell, height)):
-            line = keys[v]
-            in_row = np.uint32(0)
-            for u in range(width):
-                key = line[u]
-                hidden = (key > beyond[u]) & (key != EMPTY_KEY)
-                in_row += np.uint32(hidden)
-                line[u] = EMPTY_KEY if hidden else key
-            n_hidden += in_row
-    return n_hidden
+def _cell_columns(columns, cell):  # type: ignore[no-untyped-def]
+    """The cell of each pixel of a row: a table in place of divisions."""
+    column_of = np.empty(columns * cell, np.uint16)
+    for u in range(len(column_of)):
+        column_of[u] = u // cell
+    return column_of
 
 
 @numba.njit(cache=True, nogil=True)
-def _unpack(keys, depth, source, age):  # type: ignore[no-untyped-def]
-    """Splits keys into depth, source code and age, and empties the z-buffer."""
-    for v in range(keys.shape[0]):
-        line, depth_line, source_line, age_line = keys[v], depth[v], source[v], age[v]
-        for u in range(keys.shape[1]):
-            key = line[u]
-            filled = key != EMPTY_KEY
-            depth_line[u] = np.uint16(key >> np.uint32(8)) if filled else np.uint16(0)
-            source_line[u] = np.uint8((key & np.uint32(255)) >> np.uint32(AGE_BITS)) if filled else np.uint8(0)
-            age_line[u] = np.uint8(key & np.uint32(MAX_AGE)) if filled else np.uint8(0)
-            line[u] = EMPTY_KEY
+def _window_minimum(values, reach_y, reach_x):  # type: ignore[no-untyped-def]
+    """Replaces values by the minimum of those up to ``reach_y`` rows below and ``reach_x`` columns to the right.
+
+    Two windows that overlap make one of up to twice the length, so a few steps lead to any length. The last
+    ``reach_y`` rows and ``reach_x`` columns mean nothing afterwards.
+    """
+    rows, columns = values.shape
+    length = 1
+    while length <= reach_y:
+        step = min(length, reach_y + 1 - length)
+        for row in range(rows - step):
+            _lower(values[row], values[row + step])
+        length += step
+    spare = np.empty(columns, np.uint16)
+    for row in range(rows):
+        line = values[row]
+        length = 1
+        while length <= reach_x:
+            step = min(length, reach_x + 1 - length)
+            _smaller(line, line[step:], spare)
+            length += step
+            step = min(length, reach_x + 1 - length)  # none after the last one: copies
+            _smaller(spare, spare[step:], line)
+            length += step
+
+
+# Functions of their own, since the compiler checks that arguments do not overlap, then uses SIMD.
+
+
+@numba.njit(cache=True, nogil=True)
+def _lower(line, other):  # type: ignore[no-untyped-def]
+    for i in range(len(line)):
+        line[i] = other[i] if other[i] < line[i] else line[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _smaller(a, b, out):  # type: ignore[no-untyped-def]
+    """The smaller of both, as far as ``b`` goes."""
+    for i in range(len(b)):
+        out[i] = a[i] if a[i] < b[i] else b[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _kth_limit(quadrants, k, ratio, margin, limit):  # type: ignore[no-untyped-def]
+    """The k-th smallest of four depths, with its margins."""
+    q0, q1, q2, q3 = quadrants
+    for c in range(len(limit)):
+        a, b = (q0[c], q1[c]) if q0[c] < q1[c] else (q1[c], q0[c])
+        d, e = (q2[c], q3[c]) if q2[c] < q3[c] else (q3[c], q2[c])
+        first, f = (a, d) if a < d else (d, a)
+        g, fourth = (b, e) if b < e else (e, b)
+        second, third = (f, g) if f < g else (g, f)
+        kth = second if k == 2 else third if k == 3 else fourth
+        kth = first if k == 1 else kth
+        depth = np.float32(kth) * ratio + margin
+        limit[c] = np.uint16(np.int32(depth if depth < np.float32(65535) else np.float32(65535)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _within(start, u, key, cell, top, limit):  # type: ignore[no-untyped-def]
+    """The pixels whose depth is not beyond the limit of their cell."""
+    out_start, out_u, out_key = np.zeros_like(start), np.empty_like(u), np.empty_like(key)
+    column_of = _cell_columns(limit.shape[1], cell)
+    at = np.int64(0)
+    for v in range(len(start) - 1):
+        line = limit[min(max(v // cell - top, 0), len(limit) - 1)]  # a row without pixels may lie outside
+        for i in range(start[v], start[v + 1]):
+            out_u[at], out_key[at] = u[i], key[i]
+            at += np.int64(key[i] >> np.uint32(8) <= line[column_of[u[i]]])
+        out_start[v + 1] = at
+    return out_start, out_u[:at], out_key[:at]
+
+
+def _points_of(pixels: Pixels) -> Points:
+    v, depth_m, source, age = _unpack(pixels.start, pixels.key)
+    return Points(pixels.u.copy(), v, depth_m, source, age)
+
+
+@numba.njit(cache=True, nogil=True)
+def _unpack(start, key):  # type: ignore[no-untyped-def]
+    """Row, depth in metres, source code and age of each pixel."""
+    n = len(key)
+    v, depth_m = np.empty(n, np.uint16), np.empty(n, np.float32)
+    source, age = np.empty(n, np.uint8), np.empty(n, np.uint8)
+    for row in range(len(start) - 1):
+        for i in range(start[row], start[row + 1]):
+            v[i] = row
+    for i in range(n):
+        depth_m[i] = np.float32(np.int32(key[i] >> np.uint32(8))) * np.float32(1 / DEPTH_STEPS_PER_M)
+        source[i] = np.uint8((key[i] & np.uint32(255)) >> np.uint32(AGE_BITS))
+        age[i] = np.uint8(key[i] & np.uint32(MAX_AGE))
+    return v, depth_m, source, age
 
 
 @dataclass(frozen=True)
@@ -336,18 +416,9 @@ def render_label(
     """
     selection = cloud.select(invert(frame.world_SE3_cam), frame.timestamp_us, frame.key_sweep, without)
     n_points, rows = splat(cloud, selection, K, keys)
-    # Rows above the highest and below the lowest point, half the image with a spinning LiDAR, are known to be empty.
-    # Cells stay where they are in the whole image, so that the result does not depend on the points.
-    top = rows.start - rows.start % _cell_px(K, config)
-    n_hidden = hide(keys[top : rows.stop], K, config)
-    depth = np.zeros(keys.shape, np.uint16)
-    source, age = np.zeros(keys.shape, np.uint8), np.zeros(keys.shape, np.uint8)
-    _unpack(keys[rows], depth[rows], source[rows], age[rows])
-    label = Label.from_maps(
-        *(dequantise(depth), source, age),
-        K=K,
-        sample_token=frame.sample_token,
-        camera=frame.camera,
-        timestamp_us=frame.timestamp_us,
-    )
+    pixels = gather(keys, rows)
+    visible = hide(pixels, keys.shape[1], K, config)
+    height, width = keys.shape
+    label = Label(_points_of(visible), height, width, K, frame.sample_token, frame.camera, frame.timestamp_us)
+    n_hidden = len(pixels.u) - len(visible.u)
     return label, LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)

@@ -4,7 +4,6 @@ The dataclasses are plain and small, so that a scene can be sent to a worker tha
 Arrays in them are read-only by convention. Times are int64 microseconds, lengths metres, transforms 4x4 float64.
 """
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from dense_depth.geometry import SE3, quaternion_from_rotation, rotation_from_quaternion, se3, slerp
+from dense_depth.geometry import SE3, quaternion_from_rotation, rotation_from_quaternion, slerp
 
 
 class Crop(NamedTuple):
@@ -126,49 +125,61 @@ class Track:
         return quaternion_from_rotation(np.stack([box.world_SE3_box[:3, :3] for box in self.boxes]))
 
     @cached_property
+    def centres(self) -> Float[np.ndarray, "boxes 3"]:
+        """Centres of the boxes in the world."""
+        return np.array([box.world_SE3_box[:3, 3] for box in self.boxes])
+
+    @cached_property
     def travel_m(self) -> float:
         """Greatest distance of the object's centre from where it was first seen."""
-        centres = np.array([box.world_SE3_box[:3, 3] for box in self.boxes])
-        return float(np.linalg.norm(centres - centres[0], axis=1).max())
+        return float(np.linalg.norm(self.centres - self.centres[0], axis=1).max())
 
 
 def boxes_at(tracks: Sequence[Track], timestamp_us: int, extrapolate_s: float = 0.0) -> list[Box | None]:
-    """The box of each track at any time, interpolated in SE3 between its two neighbours.
+    """The box of each track at a time, None where nobody knows it: see ``poses_at``."""
+    poses, sizes, known = (values[0] for values in poses_at(tracks, [timestamp_us], extrapolate_s))
+    return [Box(timestamp_us, *box) if is_known else None for *box, is_known in zip(poses, sizes, known)]
+
+
+def poses_at(
+    tracks: Sequence[Track], timestamps_us: 'Sequence[int] | Int[np.ndarray, " times"]', extrapolate_s: float = 0.0
+) -> tuple[
+    Float[np.ndarray, "times tracks 4 4"], Float[np.ndarray, "times tracks 3"], Bool[np.ndarray, "times tracks"]
+]:
+    """Where each track is at each time, interpolated in SE3 between its two neighbouring boxes.
 
     Up to ``extrapolate_s`` before the first or after the last box, the nearest two boxes are continued at constant
-    velocity (a single box stays where it is). None further out: nobody knows where the object was.
+    velocity (a single box stays where it is). Further out nobody knows where the object was.
+
+    Returns:
+        world_SE3_box; the length, width and height of the nearer box; and whether they are known. Where they are not,
+        they mean nothing.
     """
+    if not tracks:
+        n = len(timestamps_us)
+        return np.zeros((n, 0, 4, 4)), np.zeros((n, 0, 3)), np.zeros((n, 0), bool)
+    times_us = np.asarray(timestamps_us, np.int64)[:, None]
+    n_boxes = np.array([len(track.boxes) for track in tracks])
+    first = np.cumsum(n_boxes) - n_boxes
+    box_times_us = np.concatenate([track.times_us for track in tracks])
+    after = np.column_stack([np.searchsorted(track.times_us, times_us[:, 0]) for track in tracks])
+    right = first + np.minimum(np.maximum(after, 1), n_boxes - 1)
+    left = np.maximum(right - 1, first)
+    gap_us = box_times_us[right] - box_times_us[left]
+    alpha = np.where(gap_us > 0, (times_us - box_times_us[left]) / np.maximum(gap_us, 1), 0.0)
+
+    quaternions = np.concatenate([track.quaternions for track in tracks])
+    centres = np.concatenate([track.centres for track in tracks])
+    poses = np.zeros((*alpha.shape, 4, 4))
+    poses[..., :3, :3] = rotation_from_quaternion(slerp(quaternions[left], quaternions[right], alpha))
+    poses[..., :3, 3] = (1 - alpha)[..., None] * centres[left] + alpha[..., None] * centres[right]
+    poses[..., 3, 3] = 1.0
+    for k in np.flatnonzero(n_boxes == 1):
+        poses[:, k] = tracks[k].boxes[0].world_SE3_box
+    sizes = np.concatenate([[box.size_lwh_m for box in track.boxes] for track in tracks])
     margin_us = round(extrapolate_s * 1e6)
-    boxes: list[Box | None] = [None] * len(tracks)
-    known, neighbours, alphas = [], [], []
-    for i, track in enumerate(tracks):
-        times = track.times_us
-        if not times[0] - margin_us <= timestamp_us <= times[-1] + margin_us:
-            continue
-        if len(times) == 1:
-            boxes[i] = Box(timestamp_us, track.boxes[0].world_SE3_box, track.boxes[0].size_lwh_m)
-            continue
-        right = min(max(bisect.bisect_left(times, timestamp_us), 1), len(times) - 1)
-        known.append(i)
-        neighbours.append((right - 1, right))
-        alphas.append((timestamp_us - times[right - 1]) / (times[right] - times[right - 1]))
-    if not known:
-        return boxes
-    alpha = np.array(alphas)
-    ends = [(tracks[i], a, b) for i, (a, b) in zip(known, neighbours)]
-    rotation = rotation_from_quaternion(
-        slerp(
-            np.stack([track.quaternions[a] for track, a, _ in ends]),
-            np.stack([track.quaternions[b] for track, _, b in ends]),
-            alpha,
-        )
-    )
-    for k, (track, a, b) in enumerate(ends):
-        first, second = track.boxes[a], track.boxes[b]
-        centre = (1 - alpha[k]) * first.world_SE3_box[:3, 3] + alpha[k] * second.world_SE3_box[:3, 3]
-        nearest = second if alpha[k] > 0.5 else first
-        boxes[known[k]] = Box(timestamp_us, se3(rotation[k], centre), nearest.size_lwh_m)
-    return boxes
+    known = (times_us >= box_times_us[first] - margin_us) & (times_us <= box_times_us[first + n_boxes - 1] + margin_us)
+    return poses, sizes[np.where(alpha > 0.5, right, left)], known
 
 
 def box_velocities(
