@@ -4,6 +4,7 @@ The dataclasses are plain and small, so that a scene can be sent to a worker tha
 Arrays in them are read-only by convention. Times are int64 microseconds, lengths metres, transforms 4x4 float64.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
