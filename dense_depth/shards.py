@@ -236,6 +236,7 @@ class ShardReader:
             raise CorruptShardError(f"{path}: schema version {self._attributes.get('schema_version')} is unknown")
         self.camera: str = self._attributes["camera"]
         self.sample_tokens: list[str] = self._attributes["sample_tokens"]
+        self.n_sweeps: list[int] = self._attributes["n_sweeps"]
         self._codecs: dict[str, Any] = {}
         self._chunks: dict[str, np.ndarray] = {}
         for name in FILL_VALUES:
