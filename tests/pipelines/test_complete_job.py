@@ -1,4 +1,4 @@
-"""The job that completes labels: plain, as a stream of Ray Data, killed and resumed, and on bad input."""
+"""The job that completes labels: plain, under Ray, killed and resumed, and on bad input."""
 
 import json
 import os
@@ -17,12 +17,13 @@ from PIL import Image
 import pipelines.accumulate as accumulate
 import pipelines.runner as runner
 from catalog import Catalog
-from dense_depth import InputError, __version__
+from dense_depth import InputError
+from dense_depth.completion.fill import fill
 from dense_depth.completion.predict import Completer, Completion, open_completer
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.images import read_image
 from dense_depth.label import Label, label_camera
-from pipelines.complete import Arguments, describe_hardware, fill, plan, run_stages
+from pipelines.complete import ALGORITHM, Arguments, describe_hardware, plan
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "complete.py"
 
@@ -41,7 +42,7 @@ def store(labelled, tmp_path) -> Path:
     return shutil.copytree(labelled, tmp_path / "store")
 
 
-def arguments(root: Path, store: Path, **changes) -> Arguments:
+def arguments(root: Path, store: Path, /, **changes) -> Arguments:
     common = Arguments(str(store), "1", DatasetConfig("nuscenes", root, "v1.0-synth"), method="ip-basic", workers=0)
     return changed(common, **changes)
 
@@ -50,7 +51,7 @@ def run(arguments: Arguments, open_model=None) -> runner.Report:
     job, notes = plan(arguments)
     if open_model:
         job = replace(job, make=replace(job.make, open_model=open_model))
-    return runner.run(job, workers=arguments.workers, notes=notes, carry_out=run_stages)
+    return runner.run(job, workers=arguments.workers, notes=notes)
 
 
 def options(root: Path, store: Path, *more) -> list[str]:
@@ -140,11 +141,11 @@ def test_the_version_says_what_made_it_and_from_what(reference):
     assert after.recipe == {
         "kind": "completed",
         "input_kind": "accumulated",
-        "completer": {"method": "ip-basic"},
+        "completer": open_completer("ip-basic").identity,
         "scale": 0.5,
         "min_confidence": 0.5,
         "hardware": describe_hardware("cpu"),
-        "code_version": __version__,
+        "algorithm": ALGORITHM,
     }
     assert "torch" in after.recipe["hardware"]
     sources = {(row["scene_token"], row["camera"]): row["path"] for row in before.rows()}
@@ -203,8 +204,9 @@ def test_another_model_or_other_hardware_than_planned_is_refused(generated, stor
         run(arguments(generated, store), open_other)
     job, _ = plan(arguments(generated, store))
     recipe = replace(job.make.recipe, hardware="an abacus")
+    shard = job.shards[0]
     with pytest.raises(InputError, match="abacus"):
-        next(replace(job.make, recipe=recipe)(job.load(""), job.shards))
+        next(replace(job.make, recipe=recipe)(job.load(shard.scene), [shard]))
 
 
 def open_other(device: str) -> Completer:
