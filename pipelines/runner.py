@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -148,16 +148,24 @@ def ahead(function: Callable[[A], B], items: Iterable[A], n: int) -> Iterator[B]
         yield from map(function, items)
         return
     with ThreadPoolExecutor(n) as pool:
-        waiting: deque[Any] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > n:
-                    yield waiting.popleft().result()
-        except Exception:
-            yield from (future.result() for future in waiting)
-            raise
-        yield from (future.result() for future in waiting)
+        waiting: deque[Future[B]] = deque()
+        for future in _submit(pool, function, items):
+            waiting.append(future)
+            if len(waiting) > n:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A]) -> Iterator["Future[B]"]:
+    """A future per item, and one that failed for an error of the items."""
+    try:
+        for item in items:
+            yield pool.submit(function, item)
+    except Exception as error:
+        failed: Future[B] = Future()
+        failed.set_exception(error)
+        yield failed
 
 
 def attempt(rows: Iterable[Row]) -> Outcome:
@@ -426,10 +434,10 @@ def start_ray(workers: int | None) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         # Who may write to a Ray may run programs. With the first line, which Ray means for desktops, its servers listen
-        # to this machine alone; those of its users who are not this one lack the token.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"] = "token"
+        # to this machine alone; of its users, those who are not this one lack the token that Ray then asks for.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read when Ray is imported
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.pop("RAY_AUTH_MODE", None)
         import ray
 
         ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
