@@ -127,6 +127,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     open_model = partial(open_completer, arguments.method, checkpoint)
     identity = open_model("cpu").identity
     device, hardware = _place(arguments)
+    on_gpus = device == "cuda"
     recipe = Recipe(arguments.kind, identity, arguments.scale, arguments.min_confidence, hardware)
 
     image_sha256 = _hash_images([frame for given in givens for frame in given.frames])
@@ -150,9 +151,9 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         },
         shards=shards,
         load=by_scene.__getitem__,
-        make=LabelMaker(version, recipe, device, open_model),
+        make=LabelMaker(version, recipe, device, open_model, *((READERS, COMPLETERS) if on_gpus else ())),
         tag=arguments.tag,
-        on_gpus=device == "cuda",
+        on_gpus=on_gpus,
     )
     return job, list(dict.fromkeys(notes))
 
@@ -276,20 +277,23 @@ class LabelMaker:
         recipe: How to make them.
         device: Where the model runs.
         open_model: Opens it there.
+        readers: Threads that read images and labels; 0 reads when it is needed.
+        completers: Threads that compute; 0 computes in the thread that asks.
     """
 
     version: Version
     recipe: Recipe
     device: str
     open_model: "Callable[[str], Completer]"
+    readers: int = 0
+    completers: int = 0
 
     def __call__(self, loaded: Mapping[str, Given], shards: Sequence[PlannedShard]) -> Iterator[Made]:
         """Makes shards one after the other."""
-        readers, completers = (READERS, COMPLETERS) if self.device == "cuda" else (0, 0)
         complete = partial(self._complete, self._model)  # opened before any thread asks for it
         givens = [loaded[shard.shard_id] for shard in shards]
-        examples = ahead(self._read, ((given.row, frame) for given in givens for frame in given.frames), readers)
-        labels = ahead(complete, examples, completers)
+        examples = ahead(self._read, ((given.row, frame) for given in givens for frame in given.frames), self.readers)
+        labels = ahead(complete, examples, self.completers)
         for shard, given in zip(shards, givens):
             yield self._assemble(shard.shard_id, given, [next(labels) for _ in given.frames])
 

@@ -18,6 +18,7 @@ import pipelines.accumulate as accumulate
 import pipelines.runner as runner
 from catalog import Catalog
 from dense_depth import InputError
+from dense_depth.accumulation import AccumulationConfig
 from dense_depth.completion.fill import fill
 from dense_depth.completion.predict import Completer, Completion, open_completer
 from dense_depth.datasets import DatasetConfig, open_dataset
@@ -197,6 +198,31 @@ def test_a_killed_driver_is_resumed_where_it_stopped(generated, reference, store
 def test_a_shard_that_fails_once_is_retried(generated, reference, store):
     report = run(arguments(generated, store), Fault(store.parent / "marker", 1, "raise"))
     assert report.manifest == reference.manifest and not report.failed
+
+
+def test_threads_make_the_same_bytes(generated, reference, store):
+    """What a GPU's worker does: threads read ahead and compute, and one writes behind."""
+    job, _ = plan(arguments(generated, store))
+    make = replace(job.make, readers=3, completers=2)
+    report = runner.run(replace(job, make=make, on_gpus=True), workers=0)
+    assert report.manifest == reference.manifest and report.shards_made == 12
+
+
+def test_each_label_says_how_many_sweeps_it_was_made_from(generated, tmp_path):
+    """The first and the last label of a drive see sweeps of one side alone."""
+    data = DatasetConfig("nuscenes", generated, "v1.0-synth", ("CAM_FRONT",))
+    window = AccumulationConfig(past_s=0.2, future_s=0.2)
+    made_with = accumulate.Arguments(data, str(tmp_path / "s"), ("synth-0000",), scale=0.25, accumulation=window)
+    runner.run(accumulate.plan(made_with)[0], workers=0)
+    run(arguments(generated, tmp_path / "s", scenes=("synth-0000",), cameras=("CAM_FRONT",), scale=0.25))
+    version = Catalog(tmp_path / "s").version("latest")
+    accumulated, completed = sorted(version.rows(), key=lambda row: row["kind"])
+    counts = [
+        [version.n_sweeps(token, "CAM_FRONT", row["kind"]) for token in row["sample_tokens"]]
+        for row in (accumulated, completed)
+    ]
+    assert counts[0] == counts[1] and counts[0][1] > max(counts[0][0], counts[0][2])
+    assert completed["n_sweeps_min"] == min(counts[1])
 
 
 def test_another_model_or_other_hardware_than_planned_is_refused(generated, store):
