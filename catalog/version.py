@@ -82,6 +82,16 @@ class Version:
             InputError: There is none, or several fit and no kind is given.
             CorruptShardError: Its bytes are damaged.
         """
+        reader, frame = self._find(sample_token, camera, kind)
+        return reader.read(frame)
+
+    def n_sweeps(self, sample_token: str, camera: str, kind: str | None = None) -> int:
+        """How many sweeps the label of one camera frame was made from; raises as ``read``."""
+        reader, frame = self._find(sample_token, camera, kind)
+        return reader.n_sweeps[frame]
+
+    def _find(self, sample_token: str, camera: str, kind: str | None) -> tuple[ShardReader, int]:
+        """The shard with the label of a camera frame, and which of its frames it is."""
         found = [row for row in self._rows_with.get(sample_token, ()) if self._column("camera")[row] == camera]
         fitting = [row for row in found if kind in (None, self._column("kind")[row])]
         if len(fitting) != 1:
@@ -93,7 +103,7 @@ class Version:
         reader = self._reader(fitting[0])
         if sample_token not in reader.sample_tokens or reader.camera != camera:
             raise CorruptShardError(f"{reader.path}: does not hold sample {sample_token} of {camera} as its row says")
-        return reader.read(reader.sample_tokens.index(sample_token))
+        return reader, reader.sample_tokens.index(sample_token)
 
     def label_of(self, frame: CameraFrame, kind: str | None = None) -> Label:
         """The label of a camera frame of a dataset, after checking that it is of this frame.

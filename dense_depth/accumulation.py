@@ -22,6 +22,7 @@ from dense_depth import InputError
 from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track, poses_at
 from dense_depth.geometry import SE3, invert, transform
 from dense_depth.label import AGE_BITS, Source, age_of
+from dense_depth.options import check_options
 from dense_depth.sweeps import read_sweep, survey
 
 N_SECTORS = 64  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
@@ -80,16 +81,10 @@ class AccumulationConfig:
     bad_sweeps: Literal["fail", "drop"] = "fail"
 
     def __post_init__(self) -> None:
-        for name in ("past_s", "future_s", "min_range_m", "box_margin_m", "extrapolate_s"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be zero or more")
-        if not all(0 <= crop_m < np.inf for crop_m in self.ego_crop_m or ()):
-            raise InputError(f"--ego-crop-m {self.ego_crop_m}: must be zero or more")
-        if not self.min_range_m < self.max_range_m <= 200:
-            raise InputError(
-                f"--max-range-m {self.max_range_m}: must lie above --min-range-m ({self.min_range_m}) and at most "
-                "at 200 m, since labels hold depths below 256 m"
-            )
+        names = ("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "moving_above_m", "extrapolate_s")
+        check_options(self, dict.fromkeys((*names, "max_bad_points"), 0), most={"max_bad_points": 1})
+        # Labels hold depths below 256 m.
+        check_options(self, above={"max_range_m": self.min_range_m}, most={"max_range_m": 200})
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numba
 import numpy as np
 from jaxtyping import Float, Int64, UInt16, UInt32
 
-from dense_depth import InputError
 from dense_depth.accumulation import SceneCloud, Selection
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.geometry import invert
 from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE, Label, Points
+from dense_depth.options import check_options
 
 EMPTY_KEY = np.uint32(0xFFFFFFFF)
 NEAR_M = 0.1  # nearer than any lens sees sharply; keeps the division by depth safe
@@ -54,11 +54,10 @@ class VisibilityConfig:
     cell_deg: float = 0.12
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_quadrants <= 4:
-            raise InputError(f"--min-quadrants {self.min_quadrants}: must be 1 to 4")
-        for name in ("width_deg", "height_deg", "margin_m", "margin_ratio", "cell_deg"):
-            if not 0 <= getattr(self, name) < 90:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be zero or more")
+        check_options(self, {"min_quadrants": 1}, most={"min_quadrants": 4})
+        check_options(self, dict.fromkeys(("margin_m", "margin_ratio"), 0))
+        angles = ("width_deg", "height_deg", "cell_deg")
+        check_options(self, dict.fromkeys(angles, 0), dict.fromkeys(angles, 90))
 
 
 def new_keys(height: int, width: int) -> UInt32[np.ndarray, "height width"]:

@@ -284,6 +284,7 @@ class ShardReader:
             raise CorruptShardError(f"{path}: {self._attributes['image_size']} is not the manifest's {width}x{height}")
         self.camera: str = self._attributes["camera"]
         self.sample_tokens: list[str] = self._attributes["sample_tokens"]
+        self.n_sweeps: list[int] = self._attributes["n_sweeps"]
         self._sizes = {file.path: file.bytes for file in self._files}
         self._codecs: dict[str, Any] = {}
         self._lengths: dict[str, int] = {}

@@ -9,29 +9,30 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 
-from catalog import CommitConflict
-from dense_depth import InputError, __version__
+from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene
 from dense_depth.label import Label, Source, label_camera
+from dense_depth.options import check_options, option_name
 from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
 from dense_depth.shards import ShardContent
 from dense_depth.store import absolute
 from dense_depth.sweeps import survey
-from pipelines.runner import Job, Made, PlannedShard, print_report, run, write_summary
+from pipelines.console import JobOptions, run_command
+from pipelines.runner import Job, Made, PlannedShard, run_job
 
+ALGORITHM = 2  # raised when the labels of the same input change: older shards are then made again
 BYTES_PER_LABELLED_PIXEL = 3.0  # of a sparse label on disk
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(JobOptions):
     """Makes depth labels from LiDAR sweeps.
 
     Attributes:
@@ -44,11 +45,6 @@ class Arguments:
         accumulation: Which points make a label, and how they are moved.
         visibility: Which points other surfaces hide.
         min_sweeps: Fewest sweeps a label may be made of; fewer is an input error.
-        tag: Name for the version.
-        workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
-            without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
-        dry_run: Say what would be made, and stop.
-        summary: Write the final table as JSON to this file.
     """
 
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")]
@@ -59,10 +55,10 @@ class Arguments:
     accumulation: Annotated[AccumulationConfig, tyro.conf.arg(name="")] = field(default_factory=AccumulationConfig)
     visibility: Annotated[VisibilityConfig, tyro.conf.arg(name="")] = field(default_factory=VisibilityConfig)
     min_sweeps: int = 1
-    tag: str | None = None
-    workers: int | None = None
-    dry_run: bool = False
-    summary: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, {"min_sweeps": 1}, above={"scale": 0}, most={"scale": 1})
 
 
 @dataclass(frozen=True)
@@ -74,46 +70,27 @@ class Recipe:
     accumulation: AccumulationConfig
     visibility: VisibilityConfig
     min_sweeps: int
-    code_version: str = __version__
+    algorithm: int = ALGORITHM
 
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        arguments = tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))
-        job, notes = plan(arguments)
-        report = run(job, workers=arguments.workers, dry_run=arguments.dry_run, notes=notes)
-    except InputError as error:
-        print(f"accumulate: {error}", file=sys.stderr)
-        return 2
-    except (OSError, CommitConflict) as error:  # a full disk, a store that others keep busy
-        print(f"accumulate: {error}; nothing was committed, the same command continues", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("accumulate: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return 130
-    if not arguments.dry_run:
-        print_report(report)
-    if arguments.summary:
-        write_summary(report, arguments.summary)
-    return 1 if report.failed else 0
+    return run_command("accumulate", Arguments, lambda arguments: run_job(arguments, plan))
 
 
 def recipe_of(arguments: Arguments) -> Recipe:
     """The recipe that the arguments ask for.
 
     Raises:
-        InputError: An option is out of range or does not go with the kind.
+        InputError: An option does not go with the kind.
     """
-    if not 0 < arguments.scale <= 1:
-        raise InputError(f"--scale {arguments.scale}: must lie in (0, 1]")
     accumulation, visibility = arguments.accumulation, arguments.visibility
     if arguments.kind == "lidar":
         fixed = {"past_s": 0.0, "future_s": 0.0, "dynamics": "none"}
         for config, default in ((accumulation, AccumulationConfig()), (visibility, VisibilityConfig())):
             for name in (*fixed, "visibility"):
                 if getattr(config, name, None) != getattr(default, name, None):
-                    raise InputError(f"--{name.replace('_', '-')} does not go with --kind lidar, which fixes it")
+                    raise InputError(f"{option_name(name)} does not go with --kind lidar, which fixes it")
         accumulation = dataclasses.replace(accumulation, **fixed)  # type: ignore[arg-type]
         visibility = dataclasses.replace(visibility, visibility="none")
     return Recipe(arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps)
@@ -128,8 +105,6 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     Raises:
         InputError: An option, a table or a sweep file cannot be used.
     """
-    if arguments.workers is not None and arguments.workers < 0:
-        raise InputError(f"--workers {arguments.workers}: must be zero or more")
     recipe = recipe_of(arguments)
     data, dataset = arguments.data, open_dataset(arguments.data)
     shards: list[PlannedShard] = []

@@ -7,59 +7,48 @@ the last copies this one file, so it imports installed packages only.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import platform
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
 from jaxtyping import UInt8
 
-from catalog import Catalog, CommitConflict, Version
+from catalog import Catalog, Version
 from catalog.manifest import Row, json_sha256
-from dense_depth import InputError, __version__
+from dense_depth import InputError
 from dense_depth.completion.fill import fill
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.images import read_image
 from dense_depth.label import Label, Source, label_camera
+from dense_depth.options import check_options
 from dense_depth.shards import ShardContent
 from dense_depth.store import absolute
-from pipelines.console import say
-from pipelines.runner import (
-    TRIES,
-    Job,
-    Made,
-    Outcome,
-    PlannedShard,
-    attempt,
-    failed,
-    print_report,
-    publish,
-    run,
-    run_tasks,
-    start_ray,
-    write_summary,
-)
+from pipelines.console import JobOptions, run_command, say
+from pipelines.runner import Job, Made, PlannedShard, ahead, run_job, start_ray
 
 if TYPE_CHECKING:
     from dense_depth.completion.predict import Completer
 
+# Raised when the labels of the same input change, whatever the method: older shards are then made again. Each method
+# has a number of its own beside it (``Completer.identity``).
+ALGORITHM = 2
 BYTES_PER_PIXEL = 1.3  # of a completed label on disk; ip-basic on the demo takes 1.31
-FRAMES_PER_TASK = 4  # some milliseconds of Ray per task, some megabytes per frame
+READERS = 8  # threads of a GPU worker that read images and labels; each holds some megabytes
+COMPLETERS = 2  # threads that compute: one has its GPU while the other is between GPU and label
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(JobOptions):
     """Completes depth labels: fills the pixels that no sweep saw.
 
     Attributes:
@@ -72,12 +61,6 @@ class Arguments:
         scenes: Names of scenes or splits; all scenes with labels if none is given.
         scale: Size of the completed labels as a fraction of the image size.
         min_confidence: A completed pixel with less confidence gets no label.
-        tag: Name for the version.
-        workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
-            without Ray. The network runs on every GPU that Ray has, else in the workers. RAY_ADDRESS names the
-            cluster to use; without it the job starts a Ray of its own.
-        dry_run: Say what would be made, and stop.
-        summary: Write the final table as JSON to this file.
     """
 
     store: str
@@ -89,10 +72,10 @@ class Arguments:
     scenes: tuple[str, ...] = ()
     scale: float = 0.5
     min_confidence: float = 0.5
-    tag: str | None = None
-    workers: int | None = None
-    dry_run: bool = False
-    summary: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, {"min_confidence": 0}, above={"scale": 0}, most={"scale": 1, "min_confidence": 1})
 
 
 @dataclass(frozen=True)
@@ -100,20 +83,19 @@ class Recipe:
     """All that determines a label apart from the data: equal bytes are promised on equal hardware only."""
 
     input_kind: Literal["accumulated", "lidar"]
-    completer: Mapping[str, str]
+    completer: Mapping[str, str | int]
     scale: float
     min_confidence: float
     hardware: str
     kind: str = "completed"
-    code_version: str = __version__
+    algorithm: int = ALGORITHM
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some frames of a shard, with the labels to complete: what a task takes.
+class Given(NamedTuple):
+    """What a shard is made from.
 
     Attributes:
-        row: Manifest row of the shard that holds the labels.
+        row: Manifest row of the shard with the labels to complete.
         frames: Their camera frames.
     """
 
@@ -123,24 +105,7 @@ class Piece:
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        arguments = tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))
-        job, notes = plan(arguments)
-        report = run(job, workers=arguments.workers, dry_run=arguments.dry_run, notes=notes, carry_out=run_stages)
-    except InputError as error:
-        print(f"complete: {error}", file=sys.stderr)
-        return 2
-    except (OSError, CommitConflict) as error:  # a full disk, a store that others keep busy
-        print(f"complete: {error}; nothing was committed, the same command continues", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("complete: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return 130
-    if not arguments.dry_run:
-        print_report(report)
-    if arguments.summary:
-        write_summary(report, arguments.summary)
-    return 1 if report.failed else 0
+    return run_command("complete", Arguments, lambda arguments: run_job(arguments, plan))
 
 
 def plan(arguments: Arguments) -> tuple[Job, list[str]]:
@@ -152,11 +117,9 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     Raises:
         InputError: An option, the version, the dataset or the checkpoint cannot be used, or they do not go together.
     """
-    _check(arguments)
-    catalog = Catalog(absolute(arguments.store))
-    version = catalog.version(arguments.ref)
+    version = Catalog(absolute(arguments.store)).version(arguments.ref)
     rows = version.rows_of(arguments.kind, arguments.data.dataset, arguments.data.cameras)
-    scene_names, inputs, notes = _join(arguments, version, rows)
+    scene_names, givens, notes = _join(arguments, version, rows)
 
     from dense_depth.completion.predict import open_completer  # here, since torch takes its time
 
@@ -164,32 +127,17 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     open_model = partial(open_completer, arguments.method, checkpoint)
     identity = open_model("cpu").identity
     device, hardware = _place(arguments)
+    on_gpus = device == "cuda"
     recipe = Recipe(arguments.kind, identity, arguments.scale, arguments.min_confidence, hardware)
 
-    frames = [frame for _, frames in inputs for frame in frames]
-    say(f"complete: reading {len(frames)} images, to tell whether they change")
-    with ThreadPoolExecutor(8) as pool:
-        image_sha256 = dict(zip((frame.path for frame in frames), pool.map(_image_sha256, frames)))
-
-    shards, pieces = [], {}
-    for row, frames in inputs:
-        shard_id = _shard_id(recipe, row, frames, image_sha256)
-        height, width = _output_size(frames[0], row, recipe.scale)
-        if (height, width) != label_camera(frames[0], recipe.scale)[:2]:
-            notes.append(
-                f"{row['camera']}: the labels keep their size of {width}x{height} pixels, less than --scale asks for"
-            )
-        shards.append(
-            PlannedShard(
-                shard_id=shard_id,
-                scene=scene_names[row["scene_token"]],
-                camera=row["camera"],
-                n_labels=len(frames),
-                estimated_bytes=round(len(frames) * height * width * BYTES_PER_PIXEL),
-            )
-        )
-        starts = range(0, len(frames), FRAMES_PER_TASK)
-        pieces[shard_id] = [Piece(row, frames[start : start + FRAMES_PER_TASK]) for start in starts]
+    image_sha256 = _hash_images([frame for given in givens for frame in given.frames])
+    shards: list[PlannedShard] = []
+    by_scene: dict[str, dict[str, Given]] = {}
+    for given in givens:
+        shard = _plan_shard(recipe, scene_names[given.row["scene_token"]], given, image_sha256)
+        shards.append(shard)
+        by_scene.setdefault(shard.scene, {})[shard.shard_id] = given
+        notes += _notes_on_size(recipe, given)
     job = Job(
         operation="complete",
         store=version.store.url,
@@ -197,32 +145,21 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         inputs={
             "dataset": arguments.data.dataset,
             "dataset_version": arguments.data.version,
-            "scenes": sorted({shard.scene for shard in shards}),
+            "scenes": sorted(by_scene),
             "labels_version": version.number,
             "labels_manifest": version.manifest,
         },
         shards=shards,
-        load=lambda scene: pieces,
-        make=LabelMaker(version, recipe, device, open_model),
+        load=by_scene.__getitem__,
+        make=LabelMaker(version, recipe, device, open_model, *((READERS, COMPLETERS) if on_gpus else ())),
         tag=arguments.tag,
+        on_gpus=on_gpus,
     )
     return job, list(dict.fromkeys(notes))
 
 
-def _check(arguments: Arguments) -> None:
-    """Refuses options that make no sense, before any work."""
-    if arguments.workers is not None and arguments.workers < 0:
-        raise InputError(f"--workers {arguments.workers}: must be zero or more")
-    if not 0 < arguments.scale <= 1:
-        raise InputError(f"--scale {arguments.scale}: must lie in (0, 1]")
-    if not 0 <= arguments.min_confidence <= 1:
-        raise InputError(f"--min-confidence {arguments.min_confidence}: must lie in [0, 1]")
-
-
-def _join(
-    arguments: Arguments, version: Version, rows: Sequence[Row]
-) -> tuple[dict[str, str], list[tuple[Row, list[CameraFrame]]], list[str]]:
-    """Finds the camera frames of the labels; returns scene names by token, rows with their frames, and notes."""
+def _join(arguments: Arguments, version: Version, rows: Sequence[Row]) -> tuple[dict[str, str], list[Given], list[str]]:
+    """Finds the camera frames of the labels; returns scene names by token, what there is to complete, and notes."""
     dataset = open_dataset(arguments.data)
     names: dict[str, str] = {}
     frames_of: dict[tuple[str, str], dict[str, CameraFrame]] = {}
@@ -234,7 +171,7 @@ def _join(
         rows = [row for row in rows if row["scene_token"] in names]
     if not rows:
         raise InputError(f"version {version.number}: no labels of the scenes and cameras asked for")
-    joined = []
+    givens = []
     for row in rows:
         there = frames_of.get((row["scene_token"], row["camera"]), {})
         if missing := [token for token in row["sample_tokens"] if token not in there]:
@@ -246,10 +183,10 @@ def _join(
         for frame in frames:
             if (frame.width, frame.height) != (frames[0].width, frames[0].height):
                 raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, unlike {frames[0].path.name}")
-        joined.append((row, frames))
-    unlabelled = sum(map(len, frames_of.values())) - sum(len(frames) for _, frames in joined)
+        givens.append(Given(row, frames))
+    unlabelled = sum(map(len, frames_of.values())) - sum(len(given.frames) for given in givens)
     notes = [f"{unlabelled} camera frames of the dataset have no label in this version"] if unlabelled else []
-    return names, joined, notes
+    return names, givens, notes
 
 
 def _place(arguments: Arguments) -> tuple[str, str]:
@@ -282,6 +219,12 @@ def describe_hardware(device: str) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
+def _hash_images(frames: Sequence[CameraFrame]) -> dict[Path, str]:
+    say(f"complete: reading {len(frames)} images, to tell whether they change")
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip((frame.path for frame in frames), pool.map(_image_sha256, frames)))
+
+
 def _image_sha256(frame: CameraFrame) -> str:
     try:
         with frame.path.open("rb") as file:
@@ -290,13 +233,21 @@ def _image_sha256(frame: CameraFrame) -> str:
         raise InputError(f"{frame.path}: no such image; sample {frame.sample_token} needs it") from error
 
 
-def _shard_id(recipe: Recipe, row: Row, frames: Sequence[CameraFrame], image_sha256: Mapping[Path, str]) -> str:
-    """A readable name that ends in a hash of all that determines the shard."""
+def _plan_shard(recipe: Recipe, scene: str, given: Given, image_sha256: Mapping[Path, str]) -> PlannedShard:
+    """The shard, under a readable name that ends in a hash of all that determines it."""
+    row, frames = given
     digest = hashlib.sha256(f"{json_sha256(dataclasses.asdict(recipe))} {row['sha256']}".encode())
     for frame in frames:
         digest.update(f"{frame.sample_token} {frame.width} {frame.height} {image_sha256[frame.path]}".encode())
         digest.update(frame.K.tobytes())
-    return f"{row['scene_token']}.{row['camera']}.{digest.hexdigest()[:16]}"
+    height, width = _output_size(frames[0], row, recipe.scale)
+    return PlannedShard(
+        shard_id=f"{row['scene_token']}.{row['camera']}.{digest.hexdigest()[:16]}",
+        scene=scene,
+        camera=row["camera"],
+        n_labels=len(frames),
+        estimated_bytes=round(len(frames) * height * width * BYTES_PER_PIXEL),
+    )
 
 
 def _output_size(frame: CameraFrame, row: Row, scale: float) -> tuple[int, int]:
@@ -307,45 +258,59 @@ def _output_size(frame: CameraFrame, row: Row, scale: float) -> tuple[int, int]:
     return height, width
 
 
+def _notes_on_size(recipe: Recipe, given: Given) -> list[str]:
+    height, width = _output_size(given.frames[0], given.row, recipe.scale)
+    if (height, width) == label_camera(given.frames[0], recipe.scale)[:2]:
+        return []
+    return [f"{given.row['camera']}: the labels keep their size of {width}x{height} pixels, less than --scale asks for"]
+
+
 @dataclass(frozen=True)
 class LabelMaker:
-    """Makes completed labels, in steps that may run in different processes; a process opens the model once.
+    """Makes completed labels; sent to a process, it opens the model once.
+
+    On a GPU threads read ahead of it. Reading processes beside the actor would need a core and a copy of every frame
+    each; decoding, shrinking and unpacking all leave Python's lock.
 
     Attributes:
         version: Has the labels to complete.
         recipe: How to make them.
         device: Where the model runs.
         open_model: Opens it there.
+        readers: Threads that read images and labels; 0 reads when it is needed.
+        completers: Threads that compute; 0 computes in the thread that asks.
     """
 
     version: Version
     recipe: Recipe
     device: str
     open_model: "Callable[[str], Completer]"
+    readers: int = 0
+    completers: int = 0
 
-    def __call__(self, pieces: Mapping[str, Sequence[Piece]], shards: Sequence[PlannedShard]) -> Iterator[Made]:
-        """Makes shards one after the other in this process, from the pieces of each."""
-        for shard in shards:
-            labels = [label for piece in pieces[shard.shard_id] for label in self.complete(self.read(piece))]
-            yield self.assemble(shard.shard_id, pieces[shard.shard_id][0].row, labels)
+    def __call__(self, loaded: Mapping[str, Given], shards: Sequence[PlannedShard]) -> Iterator[Made]:
+        """Makes shards one after the other."""
+        complete = partial(self._complete, self._model)  # opened before any thread asks for it
+        givens = [loaded[shard.shard_id] for shard in shards]
+        examples = ahead(self._read, ((given.row, frame) for given in givens for frame in given.frames), self.readers)
+        labels = ahead(complete, examples, self.completers)
+        for shard, given in zip(shards, givens):
+            yield self._assemble(shard.shard_id, given, [next(labels) for _ in given.frames])
 
-    def read(self, piece: Piece) -> list[tuple[UInt8[np.ndarray, "height width 3"], Label]]:
-        """Images and labels of the frames, at the size of the completed labels.
+    def _read(self, wanted: tuple[Row, CameraFrame]) -> tuple[UInt8[np.ndarray, "height width 3"], Label]:
+        """Image and label of a frame, at the size of the completed label.
 
         Raises:
-            InputError: A label is damaged or not of its image, or an image cannot be decoded to its last pixel.
+            InputError: The label is damaged or not of its image, or the image cannot be decoded to its last pixel.
         """
-        examples = []
-        for frame in piece.frames:
-            label = self.version.label_of(frame, self.recipe.input_kind)
-            height, width = _output_size(frame, piece.row, self.recipe.scale)
-            examples.append((read_image(frame, height, width), label.shrunk(height, width)))
-        return examples
+        row, frame = wanted
+        label = self.version.label_of(frame, self.recipe.input_kind)
+        height, width = _output_size(frame, row, self.recipe.scale)
+        return read_image(frame, height, width), label.shrunk(height, width)
 
-    def complete(self, examples: Sequence[tuple[UInt8[np.ndarray, "height width 3"], Label]]) -> list[Label]:
-        """Completed labels."""
-        complete, min_confidence = self._model.complete, self.recipe.min_confidence
-        return [fill(label, complete(image, label), min_confidence) for image, label in examples]
+    def _complete(self, model: "Completer", example: tuple[UInt8[np.ndarray, "height width 3"], Label]) -> Label:
+        image, label = example
+        return fill(label, model.complete(image, label), self.recipe.min_confidence)
 
     @functools.cached_property
     def _model(self) -> "Completer":
@@ -363,17 +328,19 @@ class LabelMaker:
             )
         return model
 
-    def assemble(self, shard_id: str, row: Row, labels: Sequence[Label]) -> Made:
-        """A shard of completed labels, made from the shard of a manifest row."""
+    def _assemble(self, shard_id: str, given: Given, labels: Sequence[Label]) -> Made:
+        n_sweeps = (
+            self.version.n_sweeps(frame.sample_token, frame.camera, self.recipe.input_kind) for frame in given.frames
+        )
         content = ShardContent(
             kind=self.recipe.kind,
-            dataset=row["dataset"],
-            scene_token=row["scene_token"],
-            camera=row["camera"],
+            dataset=given.row["dataset"],
+            scene_token=given.row["scene_token"],
+            camera=given.row["camera"],
             labels=tuple(labels),
-            n_sweeps=(row["n_sweeps_min"],) * len(labels),
+            n_sweeps=tuple(n_sweeps),
         )
-        return Made(shard_id, content, _quality(labels), (row["path"],))
+        return Made(shard_id, content, _quality(labels), (given.row["path"],))
 
 
 def _quality(labels: Sequence[Label]) -> dict[str, float | None]:
@@ -388,127 +355,6 @@ def _quality(labels: Sequence[Label]) -> dict[str, float | None]:
         "completed_fraction": completed / labelled,
         "mean_confidence": float(confidence[source == Source.COMPLETED].mean()) / 255 if completed else None,
     }
-
-
-def run_stages(
-    job: Job, todo: Sequence[PlannedShard], workers: int | None
-) -> Iterator[tuple[list[PlannedShard], Outcome]]:
-    """Carries out the job as a stream of Ray Data; in this process if there are to be no workers.
-
-    A dead worker ends the stream, and the next one takes what is left, as long as each finishes something.
-    """
-    if workers == 0 or not todo:
-        yield from run_tasks(job, todo, workers)
-        return
-    ray = start_ray(workers)
-    try:
-        left = {shard.shard_id: shard for shard in todo}
-        tries = 0
-        while left and tries < TRIES:
-            before, errors, lost = len(left), {}, ""
-            try:
-                for shard_id, outcome in _one_pass(ray, job, list(left), workers):
-                    if outcome.error and not outcome.is_input_error:
-                        errors[shard_id] = outcome.error
-                    else:
-                        yield [left.pop(shard_id)], outcome
-            except ray.exceptions.RayError as error:
-                lost = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            tries = 0 if len(left) < before else tries + 1
-            if left and tries < TRIES:
-                say(f"retry: {len(left)} shards are left: {next(iter(errors.values()), lost)}")
-        for shard_id, shard in left.items():
-            yield [shard], Outcome([], errors.get(shard_id, lost))
-    finally:
-        ray.shutdown()  # ends what is still running
-
-
-def _one_pass(ray: Any, job: Job, shard_ids: Sequence[str], workers: int | None) -> Iterator[tuple[str, Outcome]]:
-    """Streams the pieces of shards through the stages, in order, and hands each full shard to a task that writes it."""
-    maker, pieces = job.make, job.load("")
-    assert isinstance(maker, LabelMaker)
-    items = [{"shard_id": shard_id, "work": piece} for shard_id in shard_ids for piece in pieces[shard_id]]
-    write = ray.remote(num_cpus=0, max_retries=TRIES, scheduling_strategy="SPREAD")(_write)
-    sent_job = ray.put(job.for_workers())
-    writing: dict[Any, str] = {}
-
-    def written(most: int) -> Iterator[tuple[str, Outcome]]:
-        while len(writing) > most:
-            done, _ = ray.wait(list(writing), num_returns=1)
-            yield writing.pop(done[0]), ray.get(done[0])
-
-    stream = _stages(ray, maker, items, workers).iter_rows()
-    for shard_id, rows in itertools.groupby(stream, key=lambda row: row["shard_id"]):
-        labels: list[Label] = []
-        failure: Outcome | None = None
-        for row in rows:
-            if isinstance(row["work"], Outcome):
-                failure = failure or row["work"]
-            else:
-                labels += row["work"]
-        if failure:
-            yield shard_id, failure
-        else:
-            writing[write.remote(sent_job, shard_id, pieces[shard_id][0].row, labels)] = shard_id
-        yield from written(1)  # one shard is written while the next is made
-    yield from written(0)
-
-
-def _stages(ray: Any, maker: LabelMaker, items: Sequence[dict[str, Any]], workers: int | None) -> Any:
-    """The stream: on GPUs, processes read for actors that compute; else an actor per core does both in turn."""
-    import logging
-
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    resources = ray.cluster_resources()
-    stream = ray.data.from_items(items, override_num_blocks=len(items))
-    actors = max(1, workers or int(resources.get("CPU", 1)))
-    share: dict[str, float] = {"num_cpus": 1}
-    if maker.device == "cuda":
-        stream = stream.map(_step, fn_args=(maker.read,))
-        actors, share = int(resources["GPU"]), {"num_cpus": 0, "num_gpus": 1}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of max_restarts; what Ray names instead has no limit
-        return stream.map(
-            _Actor,
-            fn_constructor_args=(maker,),
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
-            max_restarts=0,  # see run_stages: a piece that kills its worker must not do so for ever
-            **share,
-        )
-
-
-class _Actor:
-    """Holds an open model."""
-
-    def __init__(self, maker: LabelMaker):
-        self._maker = maker
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(row["work"], Piece):
-            row = _step(row, self._maker.read)
-        return _step(row, self._maker.complete)
-
-
-def _step(row: dict[str, Any], step: Callable[[Any], Any]) -> dict[str, Any]:
-    """Takes the work of a row one step further; an error takes its place, and further steps leave it there."""
-    if isinstance(row["work"], Outcome):
-        return row
-    try:
-        return row | {"work": step(row["work"])}
-    except Exception as error:
-        return row | {"work": failed(error)}
-
-
-def _write(job: Job, shard_id: str, row: Row, labels: Sequence[Label]) -> Outcome:
-    """Writes a shard."""
-    assert isinstance(job.make, LabelMaker)
-    maker = job.make
-    return attempt(publish(job, (maker.assemble(shard_id, row, frames) for frames in [labels])))
 
 
 if __name__ == "__main__":

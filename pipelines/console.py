@@ -1,13 +1,124 @@
-"""What a job shows: lines, progress, tables."""
+"""What a job shows and how it ends: lines, progress, tables, one summary, one exit status."""
 
+import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tyro
+
+from catalog import CommitConflict
+from dense_depth import InputError
+from dense_depth.options import check_options
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+T = TypeVar("T")
+
+SHARES = ("valid", "key", "static", "moving", "completed", "hidden")  # columns of the report, where they are known
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What every job that makes labels can be told.
+
+    Attributes:
+        tag: Name for the version.
+        workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
+            without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
+        dry_run: Say what would be made, and stop.
+        summary: Write the final table as JSON to this file.
+    """
+
+    tag: str | None = None
+    workers: int | None = None
+    dry_run: bool = False
+    summary: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, {"workers": 0})
+
+
+@dataclass
+class Report:
+    """What a run did; written by ``--summary``."""
+
+    operation: str
+    store: str
+    version: int | None = None
+    manifest: str | None = None
+    tag: str | None = None
+    shards_planned: int = 0
+    shards_done_before: int = 0
+    shards_made: int = 0
+    labels_made: int = 0
+    bytes_made: int = 0
+    seconds: float = 0.0
+    estimated_bytes: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_command(name: str, arguments: Callable[..., T], body: Callable[[T], int], *, resumes: bool = True) -> int:
+    """Reads the command line and runs a job; an error becomes one line on stderr.
+
+    Args:
+        name: The command, in a word.
+        arguments: Dataclass of the options.
+        body: The job; returns its exit status.
+        resumes: Whether the same command goes on where an interrupted one stopped.
+
+    Returns:
+        The exit status: that of the body, 1 for a failure outside the input, 2 for bad input, 130 for Ctrl-C.
+    """
+    try:
+        return body(tyro.cli(arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    except InputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (OSError, CommitConflict) as error:  # a full disk, a store that others keep busy
+        then = ", the same command continues" if resumes else ""
+        print(f"{name}: {error}; nothing was committed{then}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        then = "the same command continues where this one stopped" if resumes else "nothing was committed"
+        print(f"{name}: interrupted; {then}", file=sys.stderr)
+        return 130
+
+
+def check_places(summary: Path | None, pictures: Path | None = None) -> None:
+    """Requires, before the work and not after it, that what is to be written can be.
+
+    Args:
+        summary: File of --summary.
+        pictures: Folder of --pictures.
+
+    Raises:
+        InputError: A place cannot be written.
+    """
+    try:
+        option, path = "--summary", summary
+        if path:
+            path.open("a").close()
+        option, path = "--pictures", pictures
+        if path:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error
+
+
+def write_summary(summary: Mapping[str, Any], path: Path | None) -> None:
+    """Writes what a job did as JSON, if there is a file to write."""
+    if path:
+        path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
 def say(line: str) -> None:
@@ -53,3 +164,38 @@ def print_table(table: "Table") -> None:
     from rich.console import Console
 
     Console(width=max(Console().width, 80)).print(table)
+
+
+def print_report(report: Report) -> None:
+    """Prints the final table: a row per camera, over all scenes; what failed, and the version."""
+    known = [name for name in SHARES if any(shard.get(f"{name}_fraction") is not None for shard in report.shards)]
+    names = [name.replace("valid", "labelled") for name in known]
+    table = new_table(f"{report.operation}: {report.store} (shares in %)", "camera", "scenes", "labels", "MB", *names)
+    for camera in sorted({shard["camera"] for shard in report.shards}):
+        shards = [shard for shard in report.shards if shard["camera"] == camera]
+        labels = sum(shard["n_frames"] for shard in shards)
+        size = f"{sum(shard['bytes'] for shard in shards) / 1e6:.2f}"
+        table.add_row(camera, str(len(shards)), str(labels), size, *(_share(shards, name) for name in known))
+    print_table(table)
+    for name, error in report.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    rate = report.labels_made / report.seconds if report.seconds else 0.0
+    print(
+        f"{report.shards_made} shards made ({report.labels_made} labels, {report.bytes_made / 1e6:.2f} MB), "
+        f"{report.shards_done_before} done before, {len(report.failed)} failed, "
+        f"in {report.seconds:.1f} s ({rate:.1f} labels/s)"
+    )
+    if report.version is None:
+        print("no version committed")
+    else:
+        tag = f", tag {report.tag}" if report.tag else ""
+        print(f"version {report.version}{tag}, manifest {report.manifest}")
+
+
+def _share(shards: list[dict[str, Any]], name: str) -> str:
+    """Mean of a share over labels, in percent; empty where it is not known of all."""
+    shares = [shard.get(f"{name}_fraction") for shard in shards]
+    if None in shares:
+        return ""
+    labels = [shard["n_frames"] for shard in shards]
+    return f"{100 * sum(share * n for share, n in zip(shares, labels)) / sum(labels):.2f}"

@@ -20,12 +20,13 @@ from torch import Tensor
 from dense_depth import InputError
 from dense_depth.datasets.nuscenes import DEFAULT_VERSION
 from dense_depth.datasets.truth import open_truth, truth_path
+from dense_depth.options import check_options
 from dense_depth.quality.errors import RANGE_ENDS_M
 from dense_depth.quality.pictures import colours
 from training.detection.augmentation import warp_label
 from training.detection.boxes import evaluate_detection, results_of
 from training.detection.data import MEAN, STD, Batch, DataConfig, DetectionData, collate
-from training.loop import batches, check_options, join, one_line
+from training.loop import batches, join, one_line
 from training.models.bevdepth import STRIDE
 from training.models.detector import Detector, Output, load_detector
 

@@ -1,8 +1,7 @@
 """What the training loops share: processes, schedule, averaged weights, batches, and a state to resume from."""
 
-import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +12,6 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dense_depth import InputError
-
-
-def check_options(options: Any, least: Mapping[str, float], below: Mapping[str, float]) -> None:
-    """Refuses options that are out of range; those that are not given, None, are not looked at.
-
-    Args:
-        options: With the options as attributes.
-        least: By name, the least that they may be.
-        below: By name, what they must be below.
-
-    Raises:
-        InputError: Naming the first option that is out of range.
-    """
-    checks = [(name, operator.ge, "at least", bound) for name, bound in least.items()]
-    checks += [(name, operator.lt, "below", bound) for name, bound in below.items()]
-    for name, holds, words, bound in checks:
-        if (value := getattr(options, name)) is not None and not holds(value, bound):  # NaN holds nothing
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be {words} {bound}")
 
 
 class Place(NamedTuple):

@@ -21,12 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from dense_depth import InputError
+from dense_depth.options import check_options
 from training.detection.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.evaluate import draw_output, print_scores, score
 from training.loop import (
     Draws,
     batches,
-    check_options,
     join,
     one_line,
     resume,

@@ -28,13 +28,13 @@ from dense_depth.completion.predict import (
     load_checkpoint,
     save_checkpoint,
 )
+from dense_depth.options import check_options
 from dense_depth.quality.errors import OUTLIER_M
 from training.completion.data import CompletionData, Data, HideConfig, Sample, ViewConfig
 from training.completion.loss import LossConfig, completion_loss
 from training.loop import (
     Draws,
     batches,
-    check_options,
     join,
     one_line,
     resume,

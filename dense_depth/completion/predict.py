@@ -23,6 +23,7 @@ from dense_depth.quality.errors import OUTLIER_M
 Method = Literal["network", "ip-basic"]
 SHIPPED = Path(__file__).parent / "city.safetensors"  # trained on the generated city
 FORMAT = "dense-depth completion 1"
+ALGORITHMS: dict[Method, int] = {"network": 2, "ip-basic": 2}  # raised when a method's output for an input changes
 
 
 class Completion(NamedTuple):
@@ -36,11 +37,12 @@ class Completer(NamedTuple):
     """A way to complete labels.
 
     Attributes:
-        identity: What determines its output apart from the input, as JSON values: method, sha256 of the checkpoint.
+        identity: What determines its output apart from the input, as JSON values: method, its ``ALGORITHMS`` number,
+            sha256 of the checkpoint.
         complete: Called with an RGB image and a label of the same size.
     """
 
-    identity: dict[str, str]
+    identity: dict[str, str | int]
     complete: Callable[[UInt8[np.ndarray, "height width 3"], Label], Completion]
 
 
@@ -60,12 +62,13 @@ def open_completer(method: Method, checkpoint: Path | None = None, device: str =
     if method == "network":
         path = checkpoint or SHIPPED
         network, calibration = load_checkpoint(path)
-        identity = {"method": "network", "checkpoint": hashlib.sha256(path.read_bytes()).hexdigest()}
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        identity: dict[str, str | int] = {"method": "network", "algorithm": ALGORITHMS[method], "checkpoint": sha256}
         return Completer(identity, _NetworkCompleter(network, calibration, device))
     if method == "ip-basic":
         if checkpoint:
             raise InputError(f"--checkpoint {checkpoint}: --method ip-basic has none")
-        return Completer({"method": "ip-basic"}, _ip_basic)
+        return Completer({"method": "ip-basic", "algorithm": ALGORITHMS[method]}, _ip_basic)
     raise InputError(f"--method {method}: not known; use {' or '.join(get_args(Method))}")
 
 

@@ -1,4 +1,4 @@
-"""The job that completes labels: plain, as a stream of Ray Data, killed and resumed, and on bad input."""
+"""The job that completes labels: plain, under Ray, killed and resumed, and on bad input."""
 
 import json
 import os
@@ -17,13 +17,14 @@ from PIL import Image
 import pipelines.accumulate as accumulate
 import pipelines.runner as runner
 from catalog import Catalog
-from dense_depth import InputError, __version__
+from dense_depth import InputError
+from dense_depth.accumulation import AccumulationConfig
 from dense_depth.completion.fill import CONFIDENCE_STEP, MAX_ROUNDING_M
 from dense_depth.completion.predict import Completer, Completion, open_completer
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.images import read_image
 from dense_depth.label import label_camera
-from pipelines.complete import Arguments, describe_hardware, plan, run_stages
+from pipelines.complete import ALGORITHM, Arguments, describe_hardware, plan
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "complete.py"
 
@@ -42,7 +43,7 @@ def store(labelled, tmp_path) -> Path:
     return shutil.copytree(labelled, tmp_path / "store")
 
 
-def arguments(root: Path, store: Path, **changes) -> Arguments:
+def arguments(root: Path, store: Path, /, **changes) -> Arguments:
     common = Arguments(str(store), "1", DatasetConfig("nuscenes", root, "v1.0-synth"), method="ip-basic", workers=0)
     return changed(common, **changes)
 
@@ -51,7 +52,7 @@ def run(arguments: Arguments, open_model=None) -> runner.Report:
     job, notes = plan(arguments)
     if open_model:
         job = replace(job, make=replace(job.make, open_model=open_model))
-    return runner.run(job, workers=arguments.workers, notes=notes, carry_out=run_stages)
+    return runner.run(job, workers=arguments.workers, notes=notes)
 
 
 def options(root: Path, store: Path, *more) -> list[str]:
@@ -141,11 +142,11 @@ def test_the_version_says_what_made_it_and_from_what(reference):
     assert after.recipe == {
         "kind": "completed",
         "input_kind": "accumulated",
-        "completer": {"method": "ip-basic"},
+        "completer": open_completer("ip-basic").identity,
         "scale": 0.5,
         "min_confidence": 0.5,
         "hardware": describe_hardware("cpu"),
-        "code_version": __version__,
+        "algorithm": ALGORITHM,
     }
     assert "torch" in after.recipe["hardware"]
     sources = {(row["scene_token"], row["camera"]): row["path"] for row in before.rows()}
@@ -199,13 +200,39 @@ def test_a_shard_that_fails_once_is_retried(generated, reference, store):
     assert report.manifest == reference.manifest and not report.failed
 
 
+def test_threads_make_the_same_bytes(generated, reference, store):
+    """What a GPU's worker does: threads read ahead and compute, and one writes behind."""
+    job, _ = plan(arguments(generated, store))
+    make = replace(job.make, readers=3, completers=2)
+    report = runner.run(replace(job, make=make, on_gpus=True), workers=0)
+    assert report.manifest == reference.manifest and report.shards_made == 12
+
+
+def test_each_label_says_how_many_sweeps_it_was_made_from(generated, tmp_path):
+    """The first and the last label of a drive see sweeps of one side alone."""
+    data = DatasetConfig("nuscenes", generated, "v1.0-synth", ("CAM_FRONT",))
+    window = AccumulationConfig(past_s=0.2, future_s=0.2)
+    made_with = accumulate.Arguments(data, str(tmp_path / "s"), ("synth-0000",), scale=0.25, accumulation=window)
+    runner.run(accumulate.plan(made_with)[0], workers=0)
+    run(arguments(generated, tmp_path / "s", scenes=("synth-0000",), cameras=("CAM_FRONT",), scale=0.25))
+    version = Catalog(tmp_path / "s").version("latest")
+    accumulated, completed = sorted(version.rows(), key=lambda row: row["kind"])
+    counts = [
+        [version.n_sweeps(token, "CAM_FRONT", row["kind"]) for token in row["sample_tokens"]]
+        for row in (accumulated, completed)
+    ]
+    assert counts[0] == counts[1] and counts[0][1] > max(counts[0][0], counts[0][2])
+    assert completed["n_sweeps_min"] == min(counts[1])
+
+
 def test_another_model_or_other_hardware_than_planned_is_refused(generated, store):
     with pytest.raises(InputError, match="other"):
         run(arguments(generated, store), open_other)
     job, _ = plan(arguments(generated, store))
     recipe = replace(job.make.recipe, hardware="an abacus")
+    shard = job.shards[0]
     with pytest.raises(InputError, match="abacus"):
-        next(replace(job.make, recipe=recipe)(job.load(""), job.shards))
+        next(replace(job.make, recipe=recipe)(job.load(shard.scene), [shard]))
 
 
 def open_other(device: str) -> Completer:

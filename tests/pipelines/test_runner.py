@@ -1,98 +1,117 @@
-"""Jobs that share a store: each keeps what others have done, and tells what it would revert."""
+"""Workers: what dies, what is tried again, and who may talk to them."""
 
-from dataclasses import replace
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from conftest import content, make_old
 
-from catalog import Catalog, StaleRows
-from pipelines.runner import Job, Made, PlannedShard, run
+from pipelines import runner
+from pipelines.runner import Outcome, PlannedShard, ahead, attempt
 
-
-def nothing() -> None:
-    pass
+SHARDS = [PlannedShard(name, "scene", name, 1, 0) for name in ("first", "deadly", "faulty", "last")]
 
 
-def plan(store, scenes, meanwhile=nothing, n_sweeps: int = 9) -> Job:
-    """A job that makes one shard of random labels per scene, and lets something happen after the first."""
+@dataclass
+class Work:
+    """A row per shard with the process that made it; one shard kills its worker, one always fails."""
 
-    def make(loaded, shards):
+    folder: Path
+
+    def __call__(self, loaded, shards) -> Outcome:
+        return attempt(self.rows(loaded, shards))
+
+    def rows(self, loaded, shards):
         for shard in shards:
-            seed = int(shard.scene.removeprefix("scene"))
-            yield Made(shard.shard_id, content(seed, n_sweeps=(n_sweeps,) * 4), {"n_points": 1.0})
-            if shard.scene == f"scene{scenes[0]}":
-                meanwhile()
-
-    shards = [PlannedShard(f"id{k}.{n_sweeps}", f"scene{k}", "CAM_FRONT", 4, 10_000) for k in scenes]
-    return Job("test", str(store), {"n_sweeps": n_sweeps}, {}, shards, lambda scene: None, make)
-
-
-def killed() -> None:
-    raise KeyboardInterrupt
+            with (self.folder / shard.shard_id).open("a") as tries:
+                tries.write("x")
+            if shard.shard_id == "deadly":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if shard.shard_id == "faulty":
+                raise RuntimeError("injected")
+            yield {"shard_id": shard.shard_id, "loaded": loaded, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
-def test_jobs_with_one_recipe_and_other_scenes_keep_each_others_progress(tmp_path):
-    """While the first is at work, the second makes other scenes and commits; then the first dies and is continued."""
-    store = tmp_path / "s"
+def listening() -> set[str]:
+    """Addresses at which this process and its children listen."""
+    import psutil
 
-    def second_job_then_death() -> None:
-        assert run(plan(store, [5, 6]), workers=0).version == 1
-        killed()
-
-    with pytest.raises(KeyboardInterrupt):
-        run(plan(store, [1, 2, 3], second_job_then_death), workers=0)
-    assert len(list(store.glob("receipts/*/*.json"))) == 1
-    report = run(plan(store, [2, 1]), workers=0)  # another selection
-    assert (report.shards_done_before, report.shards_made, report.version) == (1, 1, 2)
-    report = run(plan(store, [1, 2, 3, 5, 6]), workers=0)
-    assert (report.shards_done_before, report.shards_made, report.version) == (4, 1, 3)
-    assert not list(store.glob("receipts/*/*.json"))
+    me = psutil.Process()
+    sockets = [socket for process in (me, *me.children(recursive=True)) for socket in process.net_connections("inet")]
+    return {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets if socket.status == psutil.CONN_LISTEN}
 
 
-def test_a_job_does_not_revert_labels_that_were_committed_since_it_started(tmp_path):
-    store = tmp_path / "s"
-    run(plan(store, [1, 2]), workers=0)
-    other = plan(store, [2], n_sweeps=5)
-    mine = plan(store, [1, 2], lambda: run(other, workers=0), n_sweeps=3)
-    with pytest.raises(StaleRows, match=r"scene2 CAM_FRONT; .*run it again"):
-        run(mine, workers=0)
-    catalog = Catalog(store)
-    assert [row["n_sweeps_min"] for row in catalog.version("latest").rows()] == [9, 5]
-    report = run(mine, workers=0)  # knowing them now
-    assert (report.shards_done_before, report.shards_made, report.version) == (2, 0, 3)
-    assert [row["n_sweeps_min"] for row in catalog.version("latest").rows()] == [3, 3]
+def test_gpu_workers_die_for_one_shard_alone_and_talk_to_nobody_else(tmp_path, monkeypatch):
+    """On a Ray of our own that is told of a GPU: the loopback interface alone, and a token."""
+    import grpc
+
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")  # for Work
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # which does not open the job's own Ray
+    loads = []
+
+    def load(scene: str) -> str:
+        loads.append(scene)
+        return f"{scene}, loaded"
+
+    rows, errors = [], {}
+    for shards, outcome in runner.outcomes(SHARDS, load, Work(tmp_path), workers=1, on_gpus=True):
+        rows += outcome.rows
+        if outcome.error:
+            errors |= {shard.shard_id: outcome.error for shard in shards}
+        if shards == [SHARDS[-1]]:
+            import ray  # not before the job: it sets what Ray reads as it is imported
+
+            assert listening() == {"127.0.0.1"}
+            with grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
+                ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
+                with pytest.raises(grpc.RpcError) as refused:
+                    ask(b"", timeout=30)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert sorted(row["shard_id"] for row in rows) == ["first", "last"]
+    assert {(row["loaded"], row["gpu"]) for row in rows} == {("scene, loaded", "0")}
+    assert errors.keys() == {"deadly", "faulty"}
+    assert "Died" in errors["deadly"] and errors["faulty"] == "RuntimeError: injected"
+    assert len((tmp_path / "deadly").read_text()) == runner.TRIES
+    assert len((tmp_path / "faulty").read_text()) == runner.TRIES - 1  # not reached in the first task
+    assert loads == ["scene"]
 
 
-def test_a_job_keeps_figures_that_others_measured_while_it_was_at_work(tmp_path):
-    """Another run of the same job was faster, and its labels have been evaluated."""
-    store = tmp_path / "s"
+def test_ahead_keeps_the_order_and_never_holds_more_than_it_says():
+    taken, lock, most = 0, threading.Lock(), 0
 
-    def measure() -> None:
-        run(plan(store, [1, 2]), workers=0)
-        catalog = Catalog(store)
-        rows = [row | {"quality": row["quality"] | {"mae_m": 0.5}} for row in catalog.version(1).rows()]
-        catalog.commit(rows, operation="evaluate", recipe={}, inputs={})
+    def items():
+        nonlocal taken
+        for i in range(20):
+            with lock:
+                taken += 1
+            yield i
 
-    report = run(plan(store, [1, 2], measure), workers=0)
-    assert report.version == 2
-    assert [row["quality"]["mae_m"] for row in Catalog(store).version(2).rows()] == [0.5, 0.5]
+    def square(i: int) -> int:
+        time.sleep(0.001 * (i % 3))  # later ones overtake
+        return i * i
 
-
-def test_gc_just_before_a_stopped_job_continues(tmp_path):
-    """A day later; it has not written a receipt of its own yet."""
-    store = tmp_path / "s"
-    with pytest.raises(KeyboardInterrupt):
-        run(plan(store, [1, 2], killed), workers=0)
-    make_old(store, 30)
-    deleted = []
-    job = replace(plan(store, [1, 2]), load=lambda scene: deleted.extend(Catalog(store).gc() + Catalog(store).gc()))
-    report = run(job, workers=0)
-    assert (report.shards_done_before, report.shards_made, deleted) == (1, 1, [])
-    assert Catalog(store).verify("latest") == []
+    results = []
+    for result in ahead(square, items(), 3):
+        results.append(result)
+        most = max(most, taken - len(results))
+    assert results == [i * i for i in range(20)] and most == 3
 
 
-def test_a_dry_run_finds_what_a_bucket_has(tmp_path):
-    store = f"memory://{tmp_path.name}"
-    assert run(plan(store, [1, 2]), workers=0, dry_run=True).shards_done_before == 0
-    run(plan(store, [1, 2]), workers=0)
-    assert run(plan(store, [1, 2, 3]), workers=0, dry_run=True).shards_done_before == 2
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_ahead_hands_over_what_was_done_before_an_error(n):
+    def items():
+        yield from range(3)
+        raise RuntimeError("of the items")
+
+    results = ahead(str, items(), n)
+    assert [next(results) for _ in range(3)] == ["0", "1", "2"]
+    with pytest.raises(RuntimeError, match="of the items"):
+        next(results)
+    inverses = ahead(lambda x: 1 / x, [1, 2, 0, 4], n)
+    assert [next(inverses) for _ in range(2)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(inverses)

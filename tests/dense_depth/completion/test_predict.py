@@ -15,6 +15,7 @@ from dense_depth import InputError
 from dense_depth.completion.classical import ip_basic
 from dense_depth.completion.network import CompletionNetwork, NetworkConfig
 from dense_depth.completion.predict import (
+    ALGORITHMS,
     FORMAT,
     Calibration,
     confidence_score,
@@ -168,7 +169,8 @@ def test_identity_is_that_of_the_file(trained, checkpoint, tmp_path):
     import hashlib
 
     identity = open_completer("network", checkpoint).identity
-    assert identity == {"method": "network", "checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert identity == {"method": "network", "algorithm": ALGORITHMS["network"], "checkpoint": sha256}
     save_checkpoint(tmp_path / "y.safetensors", trained, CALIBRATION, {"steps": 5})
     assert open_completer("network", tmp_path / "y.safetensors").identity != identity
 
@@ -176,7 +178,7 @@ def test_identity_is_that_of_the_file(trained, checkpoint, tmp_path):
 def test_ip_basic_takes_no_checkpoint(checkpoint):
     image, label = scene()
     completer = open_completer("ip-basic")
-    assert completer.identity == {"method": "ip-basic"}
+    assert completer.identity == {"method": "ip-basic", "algorithm": ALGORITHMS["ip-basic"]}
     depth_m, confidence = completer.complete(image, label)
     np.testing.assert_array_equal(depth_m, ip_basic(label.depth_m))
     assert confidence.dtype == np.uint8 and confidence[label.depth_m > 0].min() > confidence.min()
