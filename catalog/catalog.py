@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from catalog import garbage, manifest
 from catalog.conflicts import CommitConflict, rebase
@@ -33,6 +33,9 @@ from catalog.version import (
 from dense_depth import InputError, __version__
 from dense_depth.shards import NAME, CorruptShardError, find_problems
 from dense_depth.store import Bucket, Folder, holds_anything, open_store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = {"format": "dense-depth label store", "format_version": 2}
 COMMIT_TRIES = 50
@@ -150,16 +153,9 @@ class Catalog:
             raise InputError(f"nothing committed, shards are damaged: {'; '.join(problems[:5])}")
         for attempt in range(COMMIT_TRIES):
             latest = self.latest()
-            if expected is not None:
-                current = rebase(rows, expected, latest.rows_by_key() if latest else {}, self.store.url)
-            else:
-                current = list(rows)
-            table = manifest.merge(latest.table if latest else None, current)
+            table = self._merge(latest, rows, expected)
             if latest and table.equals(latest.table):
                 return latest
-            data = manifest.to_bytes(table)
-            sha256 = hashlib.sha256(data).hexdigest()
-            self.store.put(f"manifests/{sha256}.parquet", data)
             version = Version(
                 store=self.store,
                 number=latest.number + 1 if latest else 1,
@@ -167,7 +163,7 @@ class Catalog:
                 parent_manifest=latest.manifest if latest else None,
                 timestamp_ms=time.time_ns() // 1_000_000,
                 operation=operation,
-                manifest=sha256,
+                manifest=self._write_manifest(table),
                 recipe=recipe,
                 recipe_hash=json_sha256(recipe),
                 code_version=__version__,
@@ -176,7 +172,7 @@ class Catalog:
                 commit_id=uuid.uuid4().hex,
             )
             if publish(version):
-                return self._published(version, data, rows)
+                return self._published(version, table, rows)
             time.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
         raise CommitConflict(f"{self.store.url}: other commits won {COMMIT_TRIES} times; run it again")
 
@@ -256,13 +252,25 @@ class Catalog:
             raise InputError(f"{self.store.url}: {what}; versions: {len(numbers)}, tags: {tags}")
         return number
 
-    def _published(self, version: Version, data: bytes, rows: Sequence[Row]) -> Version:
+    def _merge(self, latest: Version | None, rows: Sequence[Row], expected: Mapping[Key, Row] | None) -> "pa.Table":
+        """The table of the latest version with the rows of a commit; raises StaleRows."""
+        if expected is not None:
+            rows = rebase(rows, expected, latest.rows_by_key() if latest else {}, self.store.url)
+        return manifest.merge(latest.table if latest else None, rows)
+
+    def _write_manifest(self, table: "pa.Table") -> str:
+        """Stores the table; returns its hash."""
+        data = manifest.to_bytes(table)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.store.put(f"manifests/{sha256}.parquet", data)
+        return sha256
+
+    def _published(self, version: Version, table: "pa.Table", rows: Sequence[Row]) -> Version:
         """Looks once more at what a ``gc`` may have deleted before the new version protected it."""
-        path = f"manifests/{version.manifest}.parquet"
         try:
-            self.store.get(path)
+            self.store.get(f"manifests/{version.manifest}.parquet")
         except FileNotFoundError:
-            self.store.put(path, data)
+            self._write_manifest(table)
         if problems := self._problems(rows, hashes=False):
             raise CorruptShardError(
                 f"version {version.number} was committed, but shards vanished meanwhile: {'; '.join(problems[:5])}; "
