@@ -186,7 +186,10 @@ def compare_poses(
     noted, refused = beyond
     message = f"{what}: motions over a second {', '.join(differences)}, compared with {reference}"
     if refused:
-        raise InputError(f"{message}; are these poses inverted, scaled, late, or of another frame or drive?")
+        raise InputError(
+            f"{message}; are these poses inverted, scaled, late, or of another frame or drive? "
+            "If the others are the wrong ones, move those away"
+        )
     return [f"{message}; good poses differ less"] if noted else []
 
 
