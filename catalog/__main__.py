@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from catalog import Catalog
+    from catalog.manifest import Row
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def _run(catalog: "Catalog", command: Any) -> int:
                 table.add_row(change, *key(new), *(_arrow(x, y) for x, y in zip(_figures(old), _figures(new))))
             _print(table)
             print(f"{len(diff.added)} shards added, {len(diff.removed)} removed, {len(diff.changed)} changed")
+            _print_changes(diff.changed)
         case Tag(name, ref):
             number = catalog.version(ref).number
             catalog.tag(name, number)
@@ -142,6 +145,7 @@ def _show(catalog: "Catalog", ref: str) -> None:
     _print(table)
     megabytes = sum(row["bytes"] for row in rows) / 1e6
     print(f"{len(rows)} shards, {sum(row['n_frames'] for row in rows)} labels, {megabytes:.1f} MB")
+    _print_means(rows)
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -150,6 +154,31 @@ def _figures(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def _arrow(old: str, new: str) -> str:
     return new if old == new else f"{old} -> {new}"
+
+
+def _print_means(rows: "Sequence[Row]") -> None:
+    """The figures of each kind: means over its shards."""
+    from catalog.figures import COLUMNS, means
+
+    kinds = sorted({f"{row['kind']} ({row['dataset']})" for row in rows})
+    found = [means(row["quality"] for row in rows if f"{row['kind']} ({row['dataset']})" == kind) for kind in kinds]
+    table = _table("mean over shards", "unit", *kinds)
+    for name, figure in COLUMNS.items():
+        if any(name in own for own in found):
+            table.add_row(name, figure.unit, *(figure.text(own.get(name)) for own in found))
+    _print(table)
+
+
+def _print_changes(pairs: "Sequence[tuple[Row, Row]]") -> None:
+    """The figures that differ between the rows of pairs: means over the shards where both are known."""
+    from catalog.figures import changes
+
+    found = changes([(old["quality"], new["quality"]) for old, new in pairs])
+    if found:
+        table = _table("mean over shards", "unit", "old", "new", "shards better", "worse")
+        for figure_row in found:
+            table.add_row(*figure_row)
+        _print(table)
 
 
 def _table(*columns: str) -> "Table":

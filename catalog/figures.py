@@ -5,7 +5,7 @@ manifest that keeps the figures; ``dense_depth.quality`` above computes them. So
 ``FIGURES``, and where it is computed an entry of the same name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,3 +100,36 @@ def to_columns(place: Place, found: Mapping[str, Any]) -> dict[str, float | None
         for figure in FIGURES
         if place in figure.places and figure.name in found
     }
+
+
+def means(rows: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
+    """Of each column the mean over the rows that know it; columns that none knows are left out."""
+    known: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value is not None:
+                known.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in known.items()}
+
+
+def changes(
+    pairs: Sequence[tuple[Mapping[str, float | None], Mapping[str, float | None]]],
+) -> list[tuple[str, str, str, str, str, str]]:
+    """What became of the figures of shards.
+
+    Args:
+        pairs: The figures of each shard by column, before and after.
+
+    Returns:
+        Of each column that differs where both are known: its name, its unit, the means before and after, and in how
+        many shards it got better and worse; nothing there for a figure of which neither way is better.
+    """
+    rows = []
+    for name, figure in COLUMNS.items():
+        both = [(a, b) for old, new in pairs if (a := old.get(name)) is not None and (b := new.get(name)) is not None]
+        up, down = sum(b > a for a, b in both), sum(b < a for a, b in both)
+        if up or down:
+            old_text, new_text = (figure.text(sum(values) / len(both)) for values in zip(*both))
+            counts = {"high": (str(up), str(down)), "low": (str(down), str(up)), None: ("", "")}[figure.better]
+            rows.append((name, figure.unit, old_text, new_text, *counts))
+    return rows

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from catalog import Version
 from catalog.manifest import Row
 from dense_depth import InputError
-from dense_depth.datasets import Dataset
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame
 
 
@@ -24,21 +24,21 @@ class Matched(NamedTuple):
     notes: list[str]
 
 
-def frames_of_rows(version: Version, rows: Sequence[Row], dataset: Dataset, scenes: Sequence[str] = ()) -> Matched:
+def frames_of_rows(version: Version, rows: Sequence[Row], data: DatasetConfig, scenes: Sequence[str] = ()) -> Matched:
     """Finds the camera frame of every label.
 
     Args:
         version: The version.
         rows: Its rows that are asked for.
-        dataset: What the labels were made from.
+        data: What the labels were made from.
         scenes: Names of scenes or splits; only rows of these. All when empty.
 
     Raises:
-        InputError: No row is left, or a label is of a sample that the dataset does not have.
+        InputError: The dataset cannot be read, no row is left, or a label is of a sample that it does not have.
     """
     names: dict[str, str] = {}
     frames: dict[tuple[str, str], dict[str, CameraFrame]] = {}
-    for scene in dataset.scenes(scenes):
+    for scene in open_dataset(data).scenes(scenes):
         names[scene.token] = scene.name
         for frame in scene.frames:
             frames.setdefault((scene.token, frame.camera), {})[frame.sample_token] = frame
@@ -52,7 +52,7 @@ def frames_of_rows(version: Version, rows: Sequence[Row], dataset: Dataset, scen
         if missing := [token for token in row["sample_tokens"] if token not in there]:
             raise InputError(
                 f"version {version.number}, scene {row['scene_token']}, {row['camera']}: sample {missing[0]} is not in "
-                "--dataroot; is it the dataset of these labels?"
+                f"{data.dataroot}; is it the dataset of these labels?"
             )
         matched.append((row, [there[token] for token in row["sample_tokens"]]))
     unlabelled = sum(map(len, frames.values())) - sum(row["n_frames"] for row in rows)

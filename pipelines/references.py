@@ -10,7 +10,7 @@ import numpy as np
 from catalog import Version
 from catalog.manifest import Row
 from dense_depth import InputError
-from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.scene import Scene
 from dense_depth.datasets.truth import read_truth
 from dense_depth.quality.held_out import hold_out_key_sweep
@@ -98,7 +98,7 @@ def plan_truth(
     Raises:
         InputError: A label is not of this dataset, has too few rows, or there is no truth for it.
     """
-    matched = frames_of_rows(version, rows, open_dataset(data), scenes)
+    matched = frames_of_rows(version, rows, data, scenes)
     names, dataroot = matched.scene_names, data.dataroot.resolve()  # workers may stand elsewhere
     labelled: dict[str, Scene] = {}
     for row, frames in matched.rows:

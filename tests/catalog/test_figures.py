@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from catalog import manifest
-from catalog.figures import BY_NAME, COLUMNS, FIGURES
+from catalog.figures import BY_NAME, COLUMNS, FIGURES, changes, means
 from dense_depth import InputError
 
 
@@ -40,3 +40,19 @@ def test_a_manifest_with_figures_that_nobody_knows_is_refused():
         manifest.from_bytes(manifest.to_bytes(pa.table({"quality": [1.0]})), "other")
     with pytest.raises(InputError, match="newer program"):
         manifest.from_bytes(manifest.to_bytes(pa.table({"shard_id": ["a"]})), "other")
+
+
+def test_means_are_of_the_rows_that_know_a_figure():
+    assert means([{"mae_m": 1.0, "behind": None}, {"mae_m": 2.0, "behind": 0.5}]) == {"mae_m": 1.5, "behind": 0.5}
+    assert means([{"mae_m": None}]) == means([]) == {}
+
+
+def test_changes_say_which_way_is_better():
+    old = {"n_points": 10.0, "coverage": 0.5, "mae_m": 1.0, "behind": 0.1, "on_sky": None}
+    new = {"n_points": 12.0, "coverage": 0.6, "mae_m": 2.0, "behind": 0.1, "on_sky": 0.1}
+    assert changes([(old, new), (old, new | {"mae_m": 0.5, "coverage": None})]) == [
+        ("n_points", "", "10", "12", "", ""),
+        ("coverage", "%", "50.0", "60.0", "1", "0"),
+        ("mae_m", "m", "1.000", "1.250", "1", "1"),
+    ]
+    assert changes([(old, old)]) == changes([]) == []

@@ -13,6 +13,7 @@ from conftest import changed
 
 import pipelines.runner as runner
 from catalog import Catalog, manifest
+from catalog.__main__ import main as catalog_main
 from catalog.figures import COLUMNS
 from catalog.manifest import Row, shard_row
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
@@ -140,7 +141,7 @@ def test_labels_of_an_older_program_can_be_measured(generated, tmp_path, monkeyp
     assert Catalog(tmp_path / "s").version(2).rows()[0]["quality"]["mae_m"] < 1
 
 
-def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path):
+def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path, monkeypatch, capsys):
     make_labels(generated, tmp_path / "s", scale=0.44)
     whole = evaluate.evaluate(arguments(generated, tmp_path / "s"))
     bottom = evaluate.evaluate(arguments(generated, tmp_path / "s", crop_height=64))
@@ -150,6 +151,14 @@ def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path):
     assert whole["all"]["at_centre"]["in_front"] > whole["all"]["in_front"]
     assert (whole["version"], bottom["version"]) == (2, 3)
     assert {row["quality"]["evaluated_rows"] for row in Catalog(tmp_path / "s").version(3).rows()} == {64}
+
+    # The commands of the catalog tell these figures too.
+    monkeypatch.setattr(sys, "argv", ["catalog", "--store", str(tmp_path / "s"), "show", "3"])
+    assert catalog_main() == 0 and "mae_m" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["catalog", "--store", str(tmp_path / "s"), "diff", "2", "3"])
+    assert catalog_main() == 0
+    (rows,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("evaluated_rows"))
+    assert rows == ["evaluated_rows", "99", "64"]  # neither way is better
 
 
 def test_without_the_key_sweep_on_its_pixels(generated, store, monkeypatch, capsys):
