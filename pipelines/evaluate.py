@@ -28,7 +28,7 @@ from dense_depth.quality.tables import tables
 from dense_depth.store import absolute
 from pipelines import accumulate
 from pipelines.console import new_table, print_table, progress, say
-from pipelines.references import AgainstTruth, Plan, plan_held_out, plan_truth
+from pipelines.references import Plan, plan_held_out, plan_truth
 from pipelines.runner import Outcome, PlannedShard, attempt, outcomes
 
 REFUSED = 3  # exit status
@@ -138,7 +138,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         return summary
     summary |= summarise([row["errors"] for row in measured.values()], [shard.camera for shard in plan.shards])
     if arguments.pictures:
-        summary["pictures"] = _draw(plan, measured, summary["calibration"], arguments)
+        summary["pictures"] = _draw(plan, measured, summary["calibration"], arguments.pictures, arguments.worst)
     quality = {
         shard_id: row_figures(row["errors"], arguments.crop_height or plan.rows[shard_id]["height"])
         for shard_id, row in measured.items()
@@ -243,23 +243,24 @@ def _attempt(
     return attempt(measure(loaded, shards))
 
 
-def _draw(plan: Plan, measured: dict[str, Row], calibration: dict[str, Any], arguments: Arguments) -> list[str]:
-    """Draws labels, and the calibration of completed ones, into the folder for pictures; returns the files' names."""
+def _draw(plan: Plan, measured: dict[str, Row], calibration: dict[str, Any], folder: Path, worst: int) -> list[str]:
+    """Draws labels, and the calibration of completed ones, into a folder; returns the names of the files."""
     import cv2
 
     from dense_depth.quality.charts import calibration_chart
     from dense_depth.quality.pictures import worst_and_ordinary
 
-    folder, against = arguments.pictures, plan.measure
-    assert folder and isinstance(against, AgainstTruth)
+    assert plan.draw  # see _check
     false_labels = {(s.scene, s.camera): measured[s.shard_id]["false_labels"] for s in plan.shards}
-    chosen = worst_and_ordinary(false_labels, arguments.worst)
-    for name, (scene, camera, token) in chosen.items():
-        if not cv2.imwrite(str(folder / name), against.draw(plan.load(scene), camera, token)):
+    names = []
+    for name, (scene, camera, token) in worst_and_ordinary(false_labels, worst).items():
+        if not cv2.imwrite(str(folder / name), plan.draw(plan.load(scene), camera, token)):
             raise OSError(f"{folder / name}: cannot be written")
+        names.append(name)
     if calibration:
-        calibration_chart(calibration).savefig(folder / "calibration.png")
-    return [*chosen, *(["calibration.png"] if calibration else [])]
+        names.append("calibration.png")
+        calibration_chart(calibration).savefig(folder / names[-1])
+    return names
 
 
 def _record(

@@ -1,7 +1,7 @@
 """What labels are measured against, exact depth or their key sweep held out: which shards, and what workers do."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from catalog import Version
 from catalog.manifest import Row
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
-from dense_depth.datasets.scene import Scene
+from dense_depth.datasets.scene import CameraFrame, Scene
 from dense_depth.datasets.truth import read_truth
 from dense_depth.quality.held_out import hold_out_key_sweep
 from dense_depth.quality.truth import FrameTruth, compare_labels
@@ -31,6 +31,7 @@ class Plan:
         measure: Called in a worker with what ``load`` returned; yields ``shard_id``, ``errors`` and, against truth,
             ``false_labels`` (their number by sample token) of each shard.
         notes: Lines for the user.
+        draw: Draws a label by what ``load`` returned, camera and sample token; None where there is no truth.
     """
 
     rows: dict[str, Row]
@@ -38,6 +39,22 @@ class Plan:
     load: Callable[[str], Any]
     measure: Callable[[Any, Sequence[PlannedShard]], Iterator[Row]]
     notes: Sequence[str] = ()
+    draw: Callable[[Any, str, str], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """The camera frames of a scene that have labels.
+
+    Attributes:
+        scene_token: The scene.
+        scene_name: Its name.
+        of_camera: The frames, by camera.
+    """
+
+    scene_token: str
+    scene_name: str
+    of_camera: dict[str, list[CameraFrame]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,21 +73,21 @@ class AgainstTruth:
     dataroot: Path
     crop_height: int | None
 
-    def __call__(self, scene: Scene, shards: Sequence[PlannedShard]) -> Iterator[Row]:
+    def __call__(self, labelled: LabelledFrames, shards: Sequence[PlannedShard]) -> Iterator[Row]:
         """Measures shards of a scene: see ``Plan.measure``."""
         for shard in shards:
-            truth = read_truth(self.dataroot, scene.token, shard.camera)
-            frames = scene.frames_of(shard.camera)
+            truth = read_truth(self.dataroot, labelled.scene_token, shard.camera)
+            frames = labelled.of_camera[shard.camera]
             errors, false_labels = compare_labels(self.version, self.kind, frames, truth, self.crop_height)
             yield {"shard_id": shard.shard_id, "errors": errors, "false_labels": false_labels}
 
-    def draw(self, scene: Scene, camera: str, sample_token: str) -> np.ndarray:
+    def draw(self, labelled: LabelledFrames, camera: str, sample_token: str) -> np.ndarray:
         """A label beside its image and its truth, BGR."""
         from dense_depth.quality import pictures
 
-        frame = next(frame for frame in scene.frames_of(camera) if frame.sample_token == sample_token)
-        shown = FrameTruth.read(read_truth(self.dataroot, scene.token, camera), sample_token)
-        title = f"{scene.name} {camera} {sample_token[:12]}"
+        frame = next(frame for frame in labelled.of_camera[camera] if frame.sample_token == sample_token)
+        shown = FrameTruth.read(read_truth(self.dataroot, labelled.scene_token, camera), sample_token)
+        title = f"{labelled.scene_name} {camera} {sample_token[:12]}"
         return pictures.draw(frame, self.version.label_of(frame, self.kind), shown, title, self.crop_height)
 
 
@@ -100,22 +117,22 @@ def plan_truth(
     """
     matched = frames_of_rows(version, rows, data, scenes)
     names, dataroot = matched.scene_names, data.dataroot.resolve()  # workers may stand elsewhere
-    labelled: dict[str, Scene] = {}
+    labelled: dict[str, LabelledFrames] = {}
     for row, frames in matched.rows:
         token, camera = row["scene_token"], row["camera"]
         if (crop_height or 0) > row["height"]:
             where = f"version {version.number}, scene {token}, {camera}"
             raise InputError(f"--crop-height {crop_height}: the labels of {where} have {row['height']} rows")
         read_truth(dataroot, token, camera)  # before the work, not after it
-        scene = labelled.get(names[token], Scene(row["dataset"], token, names[token], (), (), ()))
-        labelled[scene.name] = replace(scene, frames=(*scene.frames, *frames))
-    rows = [row for row, _ in matched.rows]
+        labelled.setdefault(names[token], LabelledFrames(token, names[token])).of_camera[camera] = frames
+    rows, against = [row for row, _ in matched.rows], AgainstTruth(version, rows[0]["kind"], dataroot, crop_height)
     return Plan(
         {row["shard_id"]: row for row in rows},
         [PlannedShard(r["shard_id"], names[r["scene_token"]], r["camera"], r["n_frames"], r["bytes"]) for r in rows],
         labelled.__getitem__,
-        AgainstTruth(version, rows[0]["kind"], dataroot, crop_height),
+        against,
         matched.notes,
+        against.draw,
     )
 
 
