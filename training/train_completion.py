@@ -28,7 +28,7 @@ from dense_depth.completion.predict import (
     load_checkpoint,
     save_checkpoint,
 )
-from dense_depth.label import OUTLIER_M
+from dense_depth.quality.errors import OUTLIER_M
 from training.completion.data import CompletionData, Data, HideConfig, Sample, ViewConfig
 from training.completion.loss import LossConfig, completion_loss
 from training.loop import (
