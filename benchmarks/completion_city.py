@@ -26,8 +26,8 @@ from dense_depth.datasets.truth import read_truth
 from dense_depth.images import read_image
 from dense_depth.label import Label, Source, label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
-from dense_depth.quality.errors import FrameTruth, footprints
 from dense_depth.quality.pictures import colours
+from dense_depth.quality.truth import FrameTruth, footprints
 from dense_depth.synthetic import SynthConfig, generate
 
 SCALE, ROWS = 0.44, 256

@@ -31,9 +31,10 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene, boxes_at
 from dense_depth.datasets.truth import read_truth
 from dense_depth.geometry import invert, transform, unproject
-from dense_depth.label import label_camera
+from dense_depth.label import Label, label_camera
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
-from dense_depth.quality.errors import FrameTruth, LabelErrors, Verdict, judge, reference_depth
+from dense_depth.quality.errors import LabelErrors, Verdict, judge
+from dense_depth.quality.truth import FrameTruth, compare, reference_depth
 from dense_depth.sweeps import read_sweep
 from dense_depth.synthetic import SynthConfig, generate
 
@@ -129,7 +130,9 @@ def measure(root: Path, found: list[Candidate], scale: float, crop_height: int |
                 if not isinstance(candidate.test, VisibilityConfig):
                     depth_m = candidate.test(depth_m, cloud, scene, frame, K)
                 candidate.seconds += time.perf_counter() - started
-                candidate.errors.add(depth_m, label.source, truth, crop_height)
+                names = {"sample_token": label.sample_token, "camera": label.camera}
+                kept = Label.from_maps(depth_m, label.source, K=K, timestamp_us=label.timestamp_us, **names)
+                candidate.errors += compare(kept, truth, crop_height)
                 verdict = judge(depth_m, reference_depth(depth_m, truth.depth_m))
                 verdict[: height - (crop_height or height)] = Verdict.NONE
                 candidate.trails += trails(verdict, depth_m, scene, frame, K, candidate.accumulation)

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from catalog import Catalog
+    from catalog.manifest import Row
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Show:
         _print(table)
         megabytes = sum(row["bytes"] for row in rows) / 1e6
         print(f"{len(rows)} shards, {sum(row['n_frames'] for row in rows)} labels, {megabytes:.1f} MB")
+        _print_means(rows)
         return 0
 
 
@@ -84,6 +87,7 @@ class Diff:
         _print(table)
         counts = f"{len(diff.removed)} removed, {len(diff.changed)} changed, {len(diff.measured)} measured"
         print(f"{len(diff.added)} shards added, {counts}")
+        _print_changes([*diff.changed, *diff.measured])
         return 0
 
 
@@ -196,6 +200,31 @@ def _figures(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def _arrow(old: str, new: str) -> str:
     return new if old == new else f"{old} -> {new}"
+
+
+def _print_means(rows: "Sequence[Row]") -> None:
+    """The figures of each kind: means over its shards."""
+    from catalog.figures import COLUMNS, means
+
+    kinds = sorted({f"{row['kind']} ({row['dataset']})" for row in rows})
+    found = [means(row["quality"] for row in rows if f"{row['kind']} ({row['dataset']})" == kind) for kind in kinds]
+    table = _table("mean over shards", "unit", *kinds)
+    for name, figure in COLUMNS.items():
+        if any(name in own for own in found):
+            table.add_row(name, figure.unit, *(figure.text(own.get(name)) for own in found))
+    _print(table)
+
+
+def _print_changes(pairs: "Sequence[tuple[Row, Row]]") -> None:
+    """The figures that differ between the rows of pairs: means over the shards where both are known."""
+    from catalog.figures import changes
+
+    found = changes([(old["quality"], new["quality"]) for old, new in pairs])
+    if found:
+        table = _table("mean over shards", "unit", "old", "new", "shards better", "worse")
+        for figure_row in found:
+            table.add_row(*figure_row)
+        _print(table)
 
 
 def _table(*columns: str) -> "Table":

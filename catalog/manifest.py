@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from catalog.figures import COLUMNS
 from dense_depth import InputError
 from dense_depth.shards import NAME, SHARD_PATH, FileEntry, ShardContent, ShardFiles, shard_sha256
 
@@ -18,16 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Key = tuple[str, str, str, str]
 
-# New figures go to the end: a manifest of an older program has the first ones.
-QUALITY = (
-    *("n_points", "static_fraction", "moving_fraction", "key_fraction", "hidden_fraction"),
-    *("dropped_moving", "dropped_unknown_pose", "dropped_ego", "dropped_range", "dropped_nonfinite", "dropped_sweeps"),
-    # Against truth, over so many rows at the bottom of each label; and without the key sweep, on its pixels.
-    *("evaluated_rows", "coverage", "mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front", "on_sky"),
-    *("held_out_compared", "held_out_mae_m", "held_out_rmse_m", "held_out_abs_rel", "held_out_delta_125"),
-    *("held_out_behind", "held_out_in_front"),
-    *("completed_fraction", "mean_confidence", "completed_mae_m", "completed_within", "calibration_error"),
-)
+QUALITY = tuple(COLUMNS)
 SHARD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # with ".json" still a file name
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -212,8 +204,9 @@ def from_bytes(data: bytes, name: str) -> "pa.Table":
         raise InputError(f"{name}: not a manifest: {error}") from error
     if table.schema == schema():
         return table
-    at = schema().get_field_index("quality")
-    older = (schema().set(at, _quality_field(QUALITY[:n])) for n in range(1, len(QUALITY)))
-    if table.schema not in older:
+    kept = table.schema.field("quality").type if "quality" in table.schema.names else None
+    names = [field.name for field in kept] if isinstance(kept, pa.StructType) else []
+    older = schema().set(schema().get_field_index("quality"), _quality_field(names))
+    if not {*names} <= {*QUALITY} or table.schema != older:
         raise InputError(f"{name}: its columns are not those of this program's manifest; a newer program wrote it?")
     return pa.Table.from_pylist(table.to_pylist(), schema=schema())  # figures that were not known then are null

@@ -21,6 +21,7 @@ Kind = Literal["lidar", "accumulated", "completed"]
 DEPTH_STEPS_PER_M = 256
 MAX_DEPTH_M = 255.99
 CERTAIN = 255  # confidence of a measured pixel
+OUTLIER_M = 0.5  # a depth off by more is wrong; confidence is the chance that it is not
 AGE_BITS = 5  # of the low byte of a z-buffer key; the three bits above hold the source code
 AGE_STEP_US = 100_000
 MAX_AGE = (1 << AGE_BITS) - 1

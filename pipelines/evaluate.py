@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,17 +20,17 @@ from catalog.catalog import check_tag
 from catalog.manifest import Row, key
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
-from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets import DatasetConfig
 from dense_depth.projection import VisibilityConfig
-from dense_depth.quality.errors import DepthErrors, LabelErrors, known, summarise
+from dense_depth.quality.gate import Gate
+from dense_depth.quality.summary import row_figures, summarise
+from dense_depth.quality.tables import tables
 from dense_depth.store import absolute
 from pipelines import accumulate
-from pipelines.console import progress, say
-from pipelines.figures import print_summary
-from pipelines.measure import draw_calibration, draw_pictures, plan_held_out, plan_truth
+from pipelines.console import new_table, print_table, progress, say
+from pipelines.references import Plan, plan_held_out, plan_truth
 from pipelines.runner import Outcome, PlannedShard, attempt, outcomes
 
-MEANS = ("mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front")
 REFUSED = 3  # exit status
 
 
@@ -50,9 +50,7 @@ class Arguments:
         truth: Compare with exact depth.
         scenes: Names of scenes or splits; all scenes with labels if none is given.
         crop_height: Look at so many rows at the bottom of each label, as BEVDepth crops 704x396 to 256 rows.
-        max_see_through: Largest share of labels behind the surface.
-        max_ghosts: Largest share of labels in front of it.
-        min_coverage: Smallest share of the pixels that show a surface with a label.
+        gate: Limits that the version must keep to get its tag.
         tag: Name for the version that holds the figures, if these limits are kept.
         workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
             without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
@@ -69,9 +67,7 @@ class Arguments:
     truth: bool = False
     scenes: tuple[str, ...] = ()
     crop_height: int | None = None
-    max_see_through: float | None = None
-    max_ghosts: float | None = None
-    min_coverage: float | None = None
+    gate: Annotated[Gate, tyro.conf.arg(name="")] = field(default_factory=Gate)
     tag: str | None = None
     workers: int | None = None
     summary: Path | None = None
@@ -112,65 +108,43 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     version = catalog.version(arguments.ref)
     rows = version.rows_of(arguments.kind, arguments.data.dataset, arguments.data.cameras)
     if arguments.truth:
-        dataset = open_dataset(arguments.data)
-        dataroot = arguments.data.dataroot.resolve()
-        plan = plan_truth(version, rows, dataset, dataroot, arguments.scenes, arguments.crop_height)
+        plan = plan_truth(version, rows, arguments.data, arguments.scenes, arguments.crop_height)
     else:
         plan = plan_held_out(version, rows, _made_with(arguments, rows, _made_by(catalog, rows).recipe))
     _try_files(arguments)
-    for note in plan.notes:
-        say(f"note: {note}")
-    reference = "truth" if arguments.truth else "the held-out key sweep"
-    n_labels = sum(shard.n_labels for shard in plan.shards)
-    say(f"evaluate: version {version.number}, {n_labels} {arguments.kind} labels against {reference}")
-
-    measured: dict[str, Row] = {}
-    failed: dict[str, str] = {}
-    names = {shard.shard_id: f"{shard.scene} {shard.camera}" for shard in plan.shards}
-    with progress(len(plan.shards)) as advance:
-        work = partial(_measure, plan.measure)
-        for shards, outcome in outcomes(plan.shards, plan.load, work, arguments.workers):
-            for row in outcome.rows:
-                measured[row["shard_id"]] = row
-                advance(names[row["shard_id"]])
-            if outcome.is_input_error:
-                raise InputError(str(outcome.error))
-            for shard in shards if outcome.error else ():
-                if shard.shard_id not in measured:
-                    failed[names[shard.shard_id]] = str(outcome.error)
-
     summary: dict[str, Any] = {
         "operation": "evaluate",
         "store": arguments.store,
         "evaluated": version.number,
         "kind": arguments.kind,
-        "reference": reference,
+        "reference": "truth" if arguments.truth else "the held-out key sweep",
         "crop_height": arguments.crop_height,
         "shards": len(plan.shards),
-        "labels": n_labels,
+        "labels": sum(shard.n_labels for shard in plan.shards),
         "version": None,
         "manifest": None,
         "tag": None,
         "refused": [],
-        "failed": failed,
+        "failed": {},
         "notes": list(plan.notes),
     }
-    if failed:
+    for note in plan.notes:
+        say(f"note: {note}")
+    of_version = f"version {version.number}, {summary['labels']} {arguments.kind} labels"
+    say(f"evaluate: {of_version} against {summary['reference']}")
+
+    measured, summary["failed"] = _measure(plan, arguments.workers)
+    if summary["failed"]:
         return summary
-    # In the order of the plan, whatever the order of the workers: sums of floats depend on it.
-    errors = {shard.shard_id: measured[shard.shard_id]["errors"] for shard in plan.shards}
-    summary |= summarise(list(errors.values()), [shard.camera for shard in plan.shards])
+    summary |= summarise([row["errors"] for row in measured.values()], [shard.camera for shard in plan.shards])
     if arguments.pictures:
-        false_labels = {shard_id: row["false_labels"] for shard_id, row in measured.items()}
-        summary["pictures"] = draw_pictures(plan, false_labels, arguments.pictures, arguments.worst)
-        if summary["calibration"]:
-            summary["pictures"].append(draw_calibration(summary["calibration"], arguments.pictures))
+        summary["pictures"] = _draw(plan, measured, summary["calibration"], arguments.pictures, arguments.worst)
     quality = {
-        shard_id: _quality(figures, arguments.crop_height or plan.rows[shard_id]["height"])
-        for shard_id, figures in errors.items()
+        shard_id: row_figures(row["errors"], arguments.crop_height or plan.rows[shard_id]["height"])
+        for shard_id, row in measured.items()
     }
     _record(catalog, version, plan.rows, quality, summary)
-    summary["refused"] = refusals(arguments, summary["all"])
+    summary["refused"] = arguments.gate.refusals(summary["all"])
     if arguments.tag and not summary["refused"]:
         catalog.tag(arguments.tag, summary["version"])
         summary["tag"] = arguments.tag
@@ -184,11 +158,9 @@ def _check(arguments: Arguments) -> None:
     for name in ("crop_height", "worst"):
         if (value := getattr(arguments, name)) is not None and value < (name == "crop_height"):
             raise InputError(f"--{name.replace('_', '-')} {value}: is too small")
-    for name in ("max_see_through", "max_ghosts", "min_coverage"):
-        if (limit := getattr(arguments, name)) is not None and not 0 <= limit <= 1:
-            raise InputError(f"--{name.replace('_', '-')} {limit}: is a share, from 0 to 1")
-    for name in ("crop_height", "min_coverage", "pictures"):
-        if getattr(arguments, name) is not None and not arguments.truth:
+    only_truth = ("crop_height", arguments.crop_height), ("min_coverage", arguments.gate.min_coverage)
+    for name, value in (*only_truth, ("pictures", arguments.pictures)):
+        if value is not None and not arguments.truth:
             raise InputError(f"--{name.replace('_', '-')}: only with --truth")
     if arguments.tag:
         check_tag(arguments.tag)
@@ -206,12 +178,6 @@ def _try_files(arguments: Arguments) -> None:
             tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error
-
-
-def _measure(
-    measure: Callable[[Any, Sequence[PlannedShard]], Iterator[Row]], loaded: Any, shards: Sequence[PlannedShard]
-) -> Outcome:
-    return attempt(measure(loaded, shards))
 
 
 def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]) -> accumulate.Arguments:
@@ -239,21 +205,62 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
-def _quality(errors: LabelErrors | DepthErrors, n_rows: int) -> dict[str, float | None]:
-    """The figures of a manifest row."""
-    figures = known(errors.means())
-    if isinstance(errors, LabelErrors):
-        quality = {"evaluated_rows": float(n_rows)} | {name: figures[name] for name in ("coverage", *MEANS, "on_sky")}
-        completed, calibration = errors.origins().get("completed", {}), errors.calibration()
-        quality |= {f"completed_{name}": completed[name] for name in ("mae_m", "within") if completed}
-        return known(quality | ({"calibration_error": calibration["error"]} if calibration else {}))
-    return {f"held_out_{name}": figures[name] for name in ("compared", *MEANS)}
-
-
 def _made_by(catalog: Catalog, rows: Sequence[Row]) -> Version:
     """The newest version with a recipe of these rows."""
     hashes = {row["recipe_hash"] for row in rows}
     return next(version for version in reversed(catalog.versions(expired=True)) if version.recipe_hash in hashes)
+
+
+def _measure(plan: Plan, workers: int | None) -> tuple[dict[str, Row], dict[str, str]]:
+    """Carries out a plan.
+
+    Returns:
+        What was measured of each shard by its id, and the errors of those that failed by their name.
+
+    Raises:
+        InputError: A label, the truth or the dataset cannot be used.
+    """
+    found: dict[str, Row] = {}
+    failed: dict[str, str] = {}
+    names = {shard.shard_id: f"{shard.scene} {shard.camera}" for shard in plan.shards}
+    with progress(len(plan.shards)) as advance:
+        for shards, outcome in outcomes(plan.shards, plan.load, partial(_attempt, plan.measure), workers):
+            for row in outcome.rows:
+                found[row["shard_id"]] = row
+                advance(names[row["shard_id"]])
+            if outcome.is_input_error:
+                raise InputError(str(outcome.error))
+            for shard in shards if outcome.error else ():
+                if shard.shard_id not in found:
+                    failed[names[shard.shard_id]] = str(outcome.error)
+    # In the order of the plan, whatever the order of the workers: sums of floats depend on it.
+    return {shard_id: found[shard_id] for shard_id in names if shard_id in found}, failed
+
+
+def _attempt(
+    measure: Callable[[Any, Sequence[PlannedShard]], Iterator[Row]], loaded: Any, shards: Sequence[PlannedShard]
+) -> Outcome:
+    return attempt(measure(loaded, shards))
+
+
+def _draw(plan: Plan, measured: dict[str, Row], calibration: dict[str, Any], folder: Path, worst: int) -> list[str]:
+    """Draws labels, and the calibration of completed ones, into a folder; returns the names of the files."""
+    import cv2
+
+    from dense_depth.quality.charts import calibration_chart
+    from dense_depth.quality.pictures import worst_and_ordinary
+
+    assert plan.draw  # see _check
+    false_labels = {(s.scene, s.camera): measured[s.shard_id]["false_labels"] for s in plan.shards}
+    names = []
+    for name, (scene, camera, token) in worst_and_ordinary(false_labels, worst).items():
+        if not cv2.imwrite(str(folder / name), plan.draw(plan.load(scene), camera, token)):
+            raise OSError(f"{folder / name}: cannot be written")
+        names.append(name)
+    if calibration:
+        names.append("calibration.png")
+        calibration_chart(calibration).savefig(folder / names[-1])
+    return names
 
 
 def _record(
@@ -293,18 +300,29 @@ def _record(
     summary["version"], summary["manifest"] = named.number, named.manifest
 
 
-def refusals(arguments: Arguments, figures: dict[str, Any]) -> list[str]:
-    """The limits that the figures break, one line each; a figure that is not known keeps none."""
-    limits = [
-        ("see-through", figures["behind"], "--max-see-through", arguments.max_see_through, 1),
-        ("ghosts", figures["in_front"], "--max-ghosts", arguments.max_ghosts, 1),
-        ("coverage", figures.get("coverage"), "--min-coverage", arguments.min_coverage, -1),
-    ]
-    return [
-        f"{name} {'not known' if figure is None else f'{100 * figure:.3f} %'}, {option} is {100 * limit:g} %"
-        for name, figure, option, limit, sign in limits
-        if limit is not None and (figure is None or sign * figure > sign * limit)
-    ]
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints the figures as tables, and what became of them."""
+    for name, error in summary["failed"].items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if summary["failed"]:
+        print("no version committed")
+        return
+    for block in tables(summary):
+        if isinstance(block, str):
+            print(f"{block}\n")
+            continue
+        table = new_table("", *block.header)
+        for row in block.rows:
+            table.add_row(*row)
+        print(block.title)  # apart: a table would cut it to its own width
+        print_table(table)
+        print()
+    for line in summary["refused"]:
+        print(f"evaluate: refused: {line}", file=sys.stderr)
+    if summary.get("pictures"):
+        print(f"{len(summary['pictures'])} pictures")
+    tag = f", tag {summary['tag']}" if summary["tag"] else ""
+    print(f"version {summary['version']}{tag}, manifest {summary['manifest']}")
 
 
 if __name__ == "__main__":

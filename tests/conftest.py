@@ -224,3 +224,40 @@ def run_with_deaths(prepare, work, check, limit: int = 400) -> int:
         if status == 0:
             return step
     raise AssertionError("no process survived")
+
+
+def frame_truth(depth_m, **others):
+    """Truth of ground and sky, unless it is said otherwise."""
+    from dense_depth.datasets.truth import Surface
+    from dense_depth.quality.truth import FrameTruth
+
+    depth_m = np.asarray(depth_m, np.float32)
+    arrays = {
+        "instance": np.zeros(depth_m.shape, np.uint16),
+        "moving": np.zeros(depth_m.shape, np.uint8),
+        "surface": np.where(depth_m > 0, Surface.GROUND, Surface.SKY).astype(np.uint8),
+    }
+    return FrameTruth(depth_m, **{**arrays, "classes": (), **others})
+
+
+def label_of(depth_m, source=None, confidence=None) -> Label:
+    """A label of no camera in particular, of the key sweep unless it is said otherwise."""
+    depth_m = np.asarray(depth_m, np.float32)
+    source = (depth_m > 0).astype(np.uint8) if source is None else source
+    names = {"sample_token": "k", "camera": "CAM", "timestamp_us": 0}
+    return Label.from_maps(depth_m, source, None, confidence, K=K, **names)
+
+
+def random_frame(rng, native, size, share=0.5):
+    """Depths and sources of a label that is often wrong, and random truth with sky and instances."""
+    truth_m = np.where(rng.random(native) < 0.2, 0, rng.uniform(1, 90, native)).astype(np.float32)
+    truth_m[: native[0] // 3] = 0
+    instance = np.where(truth_m > 0, rng.integers(0, 3, native), 0).astype(np.uint16)
+    surface = np.where(truth_m == 0, 0, np.where(instance > 0, 5, rng.integers(1, 5, native))).astype(np.uint8)
+    moving = (instance == 2).astype(np.uint8)
+    truth = frame_truth(truth_m, instance=instance, moving=moving, surface=surface, classes=("car", "pedestrian"))
+    near = truth_m[np.ix_(*(np.arange(n) * m // n for n, m in zip(size, native)))]
+    depth_m = np.where(near > 0, near * rng.uniform(0.9, 1.1, size), rng.uniform(1, 90, size))
+    depth_m = np.where(rng.random(size) < share, depth_m, 0).astype(np.float32)
+    source = np.where(depth_m > 0, rng.integers(1, 4, size), 0).astype(np.uint8)
+    return depth_m, source, truth

@@ -73,7 +73,7 @@ def distance_confidence(depth_m: Float32[np.ndarray, "height width"]) -> UInt8[n
 
     255 / (1 + (d / EVEN_CHANCE_AT / width)^2), which is a ranking rather than a calibration: on the generated city (10
     to 44 % of the pixels measured, 704 to 1600 wide) it is within 0.09 RMS of the share of pixels that ``ip_basic``
-    completes to ``metrics.OUTLIER_M``, sky counted as wrong. It knows nothing of edges, nor of ground that goes on.
+    completes to ``label.OUTLIER_M``, sky counted as wrong. It knows nothing of edges, nor of ground that goes on.
 
     Args:
         depth_m: What was measured, 0 = none.

@@ -17,8 +17,7 @@ from dense_depth import InputError
 from dense_depth.checkpoint import read_checkpoint, write_checkpoint
 from dense_depth.completion.classical import distance_confidence, ip_basic
 from dense_depth.completion.network import CompletionNetwork, NetworkConfig, Prediction
-from dense_depth.label import Label
-from dense_depth.quality.errors import OUTLIER_M
+from dense_depth.label import OUTLIER_M, Label
 
 Method = Literal["network", "ip-basic"]
 SHIPPED = Path(__file__).parent / "city.safetensors"  # trained on the generated city
@@ -30,7 +29,7 @@ class Completion(NamedTuple):
     """Depth and confidence of every pixel of an image."""
 
     depth_m: Float32[np.ndarray, "height width"]  # z in metres; 0 where there is no surface, such as sky
-    confidence: UInt8[np.ndarray, "height width"]  # 255 x the chance that the depth is off by at most metrics.OUTLIER_M
+    confidence: UInt8[np.ndarray, "height width"]  # 255 x the chance that the depth is off by at most label.OUTLIER_M
 
 
 class Completer(NamedTuple):

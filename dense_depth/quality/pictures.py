@@ -1,133 +1,123 @@
-"""A label beside its image and truth, to look at."""
+"""Labels beside their image and truth, to look at."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from dense_depth.label import CERTAIN, Source
-from dense_depth.quality.errors import OUTLIER_M, Verdict, judge, reference_depth
+from dense_depth import InputError
+from dense_depth.datasets.scene import CameraFrame
+from dense_depth.label import CERTAIN, Label, Source
+from dense_depth.quality.errors import Verdict, judge
+from dense_depth.quality.truth import FrameTruth, reference_depth
 
 PANEL_WIDTH = 1000
 TICKS_M = (2, 5, 10, 20, 40, 80)  # the colour scale is logarithmic
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-WHITE, LIGHT, GREY, BLACK, BLUE = (255,) * 3, (225,) * 3, (140,) * 3, (0,) * 3, (190, 110, 30)  # BGR
+WHITE = (255, 255, 255)
 DIM = 0.35  # of the image under points
 COLOURS = {Verdict.RIGHT: (70, 200, 70), Verdict.IN_FRONT: (255, 140, 30), Verdict.BEHIND: (40, 40, 255)}  # BGR
 
 
+def worst_and_ordinary(
+    false_labels: Mapping[tuple[str, str], Mapping[str, int]], worst: int
+) -> dict[str, tuple[str, str, str]]:
+    """Chooses the labels to draw: those with most false pixels, and of each camera the one with the median number.
+
+    Args:
+        false_labels: Their number by sample token, by scene and camera.
+        worst: How many of the worst to draw; those without any are left out.
+
+    Returns:
+        Scene, camera and sample token of each, by the name of its file.
+    """
+    labels = sorted(
+        (-n_false, scene, camera, token)
+        for (scene, camera), of_frame in false_labels.items()
+        for token, n_false in of_frame.items()
+    )
+    chosen = {f"worst-{i:02d}.png": label[1:] for i, label in enumerate(labels[:worst], start=1) if label[0]}
+    for camera in sorted({camera for _, camera in false_labels}):
+        of_camera = [label for label in labels if label[2] == camera]
+        chosen[f"ordinary-{camera}.png"] = of_camera[len(of_camera) // 2][1:]
+    return chosen
+
+
+def draw(
+    frame: CameraFrame, label: Label, truth: FrameTruth, title: str, crop_height: int | None = None
+) -> UInt8[np.ndarray, "panels_height panels_width 3"]:
+    """The ``panels`` of a camera frame.
+
+    Raises:
+        InputError: There is no image of the frame's size.
+    """
+    image = cv2.imread(str(frame.path)) if frame.path.is_file() else None
+    if image is None or image.shape[:2] != (frame.height, frame.width):
+        raise InputError(f"{frame.path}: no image of {frame.width}x{frame.height} pixels")
+    return panels(image, label, truth.depth_m, title, crop_height)
+
+
 def panels(
     image: UInt8[np.ndarray, "image_height image_width 3"],
-    depth_m: Float32[np.ndarray, "height width"],
+    label: Label,
     truth_m: Float32[np.ndarray, "image_height image_width"],
     title: str,
     crop_height: int | None = None,
-    source: UInt8[np.ndarray, "height width"] | None = None,
-    confidence: UInt8[np.ndarray, "height width"] | None = None,
 ) -> UInt8[np.ndarray, "panels_height panels_width 3"]:
     """Four panels: the image, the label over it, the truth, and the label's errors over the image in grey.
 
-    A label with source and confidence has two more, in a row between them: its measured pixels and its confidence.
+    A label with confidence has two more, in a row between them: its measured pixels and its confidence.
 
     Args:
         image: BGR.
-        depth_m: The label, 0 = none; the whole image at any size.
+        label: The whole image at any size.
         truth_m: Truth at the size of the image, 0 = sky.
         title: Names the frame.
         crop_height: Show only so many rows at the bottom of the label, and what they cover of the image.
-        source: ``Source`` codes of the label.
-        confidence: Of the label, 255 = certain.
     """
-    crop_height = crop_height or len(depth_m)
-    native_height = round(len(image) * crop_height / len(depth_m))
-    verdict = judge(depth_m, reference_depth(depth_m, truth_m))[-crop_height:]
-    depth_m, truth_m, image = depth_m[-crop_height:], truth_m[-native_height:], image[-native_height:]
-
-    height = round(PANEL_WIDTH * native_height / image.shape[1])
-    small = cv2.resize(image, (PANEL_WIDTH, height), interpolation=cv2.INTER_AREA)
-    label = _over(small, depth_m)
-    shown = colours(cv2.resize(truth_m, (PANEL_WIDTH, height), interpolation=cv2.INTER_NEAREST))
-    errors = cv2.cvtColor(cv2.cvtColor((DIM * small).astype(np.uint8), cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    rows, point_px, counts = [[small, label], [shown, errors]], 5, {}
-    if source is not None and confidence is not None:
-        is_measured = source[-crop_height:] < Source.COMPLETED
-        measured = _over(small, np.where(is_measured, depth_m, np.float32(0)))
-        _caption(measured, f"measured: {np.count_nonzero(depth_m * is_measured):,} pixels")
-        _scale(measured)
-        rows.insert(1, [measured, _confidence_panel(small, confidence[-crop_height:])])
-        point_px = 2  # labels are dense
-    for kind, colour in COLOURS.items():  # false labels are few: over the others, and larger
-        counts[kind] = int(np.count_nonzero(verdict == kind))
-        points = _at_panel(
-            (verdict == kind).astype(np.float32), small.shape[:2], 2 if kind == Verdict.RIGHT else point_px
-        )
-        errors[points > 0] = colour
-
+    bottom = slice(-(crop_height or label.height), None)
+    native_height = round(len(image) * (crop_height or label.height) / label.height)
+    depth_m, verdict = label.depth_m[bottom], judge(label.depth_m, reference_depth(label.depth_m, truth_m))[bottom]
+    size = PANEL_WIDTH, round(PANEL_WIDTH * native_height / image.shape[1])
+    small = cv2.resize(image[-native_height:], size, interpolation=cv2.INTER_AREA)
+    shown = colours(cv2.resize(truth_m[-native_height:], size, interpolation=cv2.INTER_NEAREST))
+    point_px = 5 if label.confidence is None else 2  # labels with confidence are dense
+    errors = _errors_panel(small, verdict, point_px)
+    rows = [[small, _label_panel(small, depth_m, "label")], [shown, errors]]
+    if label.confidence is not None:
+        measured_m = np.where(label.source[bottom] < Source.COMPLETED, depth_m, np.float32(0))
+        measured = _label_panel(small, measured_m, "measured")
+        rows.insert(1, [measured, _confidence_panel(small, label.confidence[bottom])])
     _caption(small, title)
-    _caption(label, f"label: {np.count_nonzero(depth_m):,} of {depth_m.size:,} pixels")
     _caption(shown, "truth")
-    for panel in (label, shown):
-        _scale(panel)
-    _caption(errors, "errors")
-    for line, (kind, colour) in enumerate(COLOURS.items(), start=1):
-        _caption(errors, f"{counts[kind]:,} {kind.name.lower().replace('_', ' ')}", line, colour)
+    _scale(shown)
     return np.vstack([np.hstack(row) for row in rows])
 
 
-def calibration(figures: dict[str, Any]) -> UInt8[np.ndarray, "plot_height plots_width 3"]:
-    """Two plots: the share of labels that are right against stated confidence, and MAE by tenths of the confidence.
-
-    Args:
-        figures: What ``LabelErrors.calibration`` says.
-    """
-    maes_m = [tenth["mae_m"] or 0.0 for tenth in figures["tenths"]]  # None where all labels are on sky
-    top_m = max(1.05 * max(maes_m), 1e-3)
-    step_m = 10 ** np.floor(np.log10(top_m))
-    step_m *= 0.2 if top_m < 2 * step_m else 0.5 if top_m < 5 * step_m else 1
-    tenths = np.linspace(0, 1, 6)
-
-    curve, at = _plot("stated confidence", f"share off by at most {OUTLIER_M} m", (1, 1), tenths, tenths)
-    cv2.line(curve, at(0, 0), at(1, 1), GREY, 1, cv2.LINE_AA)
-    points = [at(found["stated"], found["within"]) for found in figures["bins"]]
-    cv2.polylines(curve, [np.array(points)], False, BLUE, 2, cv2.LINE_AA)
-    for point, found in zip(points, figures["bins"]):  # area by share
-        cv2.circle(curve, point, max(3, round(30 * np.sqrt(found["share"]))), BLUE, -1, cv2.LINE_AA)
-    _caption(curve, f"{figures['n']:,.0f} completed labels, calibration error {100 * figures['error']:.1f} %")
-
-    ticks_m = np.arange(0, top_m, step_m)
-    bars, at = _plot("labels by confidence, least first", "MAE of each tenth, m", (1, top_m), tenths, ticks_m)
-    for i, mae_m in enumerate(maes_m):
-        cv2.rectangle(bars, at((i + 0.1) / len(maes_m), 0), at((i + 0.9) / len(maes_m), mae_m), BLUE, -1)
-    return np.hstack([curve, bars])
+def _label_panel(
+    image: UInt8[np.ndarray, "panel_height panel_width 3"], depth_m: Float32[np.ndarray, "height width"], name: str
+) -> np.ndarray:
+    """Depths over the dimmed image, and how many there are."""
+    panel = _over(image, depth_m)
+    _caption(panel, f"{name}: {np.count_nonzero(depth_m):,} of {depth_m.size:,} pixels")
+    _scale(panel)
+    return panel
 
 
-def _plot(
-    x_name: str, y_name: str, ends: tuple[float, float], x_ticks: np.ndarray, y_ticks: np.ndarray
-) -> tuple[np.ndarray, Callable[[float, float], tuple[int, int]]]:
-    """Empty axes from (0, 0) to ``ends``, and the pixel at which a point of them lies."""
-    plot = np.full((600, 700, 3), WHITE, np.uint8)
-    left, right, top, bottom = 80, 670, 60, 530
-
-    def at(x: float, y: float) -> tuple[int, int]:
-        return round(left + (right - left) * x / ends[0]), round(bottom - (bottom - top) * y / ends[1])
-
-    for x in x_ticks:
-        cv2.line(plot, at(x, 0), at(x, ends[1]), LIGHT, 1)
-        _centred(plot, f"{x:.4g}", (at(x, 0)[0], bottom + 22))
-    for y in y_ticks:
-        cv2.line(plot, at(0, y), at(ends[0], y), LIGHT, 1)
-        _centred(plot, f"{y:.4g}", (left - 30, at(0, y)[1] + 5))
-    cv2.rectangle(plot, at(0, ends[1]), at(ends[0], 0), BLACK, 1)
-    _centred(plot, x_name, ((left + right) // 2, bottom + 50))
-    cv2.putText(plot, y_name, (left, top - 10), FONT, 0.5, BLACK, 1, cv2.LINE_AA)
-    return plot, at
-
-
-def _centred(plot: np.ndarray, text: str, at: tuple[int, int]) -> None:
-    (width, _), _ = cv2.getTextSize(text, FONT, 0.5, 1)
-    cv2.putText(plot, text, (at[0] - width // 2, at[1]), FONT, 0.5, BLACK, 1, cv2.LINE_AA)
+def _errors_panel(
+    image: UInt8[np.ndarray, "panel_height panel_width 3"], verdict: UInt8[np.ndarray, "height width"], point_px: int
+) -> np.ndarray:
+    """Where labels are right and where they are false, over the dimmed image in grey."""
+    panel = cv2.cvtColor(cv2.cvtColor((DIM * image).astype(np.uint8), cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    for kind, colour in COLOURS.items():  # false labels are few: over the others, and larger
+        own = (verdict == kind).astype(np.float32)
+        panel[_at_panel(own, image.shape[:2], 2 if kind == Verdict.RIGHT else point_px) > 0] = colour
+    _caption(panel, "errors")
+    for line, (kind, colour) in enumerate(COLOURS.items(), start=1):
+        n = np.count_nonzero(verdict == kind)
+        _caption(panel, f"{n:,} {kind.name.lower().replace('_', ' ')}", line, colour)
+    return panel
 
 
 def _over(

@@ -13,6 +13,8 @@ from conftest import changed
 
 import pipelines.runner as runner
 from catalog import Catalog, manifest
+from catalog.__main__ import main as catalog_main
+from catalog.figures import COLUMNS
 from catalog.manifest import Row, shard_row
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
@@ -23,6 +25,7 @@ from dense_depth.shards import ShardContent, write_shard
 from pipelines import accumulate, evaluate
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
+MEANS = ("mae_m", "rmse_m", "abs_rel", "delta_125", "behind", "in_front")
 SCENES, CAMERAS = ("synth-0000",), ("CAM_BACK", "CAM_FRONT")
 
 
@@ -91,7 +94,7 @@ def test_figures_are_measured_printed_and_kept_in_a_version(generated, store, mo
         assert quality["in_front"] == pytest.approx(((error < -np.maximum(0.5, 0.05 * true)) | sky).mean())
         assert quality["on_sky"] == pytest.approx(sky.mean())
         assert quality["evaluated_rows"] == 225 and quality["held_out_mae_m"] is None
-        figures = ("evaluated_rows", "coverage", *evaluate.MEANS, "on_sky")
+        figures = ("evaluated_rows", "coverage", *MEANS, "on_sky")
         assert new == old | {"quality": old["quality"] | {name: quality[name] for name in figures}}
         assert summary["cameras"][new["camera"]]["behind"] == quality["behind"]
         errors.append(error)
@@ -130,7 +133,7 @@ def test_labels_that_were_measured_are_not_made_again(generated, store):
 
 def test_labels_of_an_older_program_can_be_measured(generated, tmp_path, monkeypatch):
     with monkeypatch.context() as older:
-        older.setattr(manifest, "QUALITY", manifest.QUALITY[: manifest.QUALITY.index("evaluated_rows")])
+        older.setattr(manifest, "QUALITY", tuple(name for name, f in COLUMNS.items() if "made" in f.places))
         manifest.schema.cache_clear()
         make_labels(generated, tmp_path / "s", cameras=("CAM_FRONT",))
     manifest.schema.cache_clear()
@@ -138,7 +141,7 @@ def test_labels_of_an_older_program_can_be_measured(generated, tmp_path, monkeyp
     assert Catalog(tmp_path / "s").version(2).rows()[0]["quality"]["mae_m"] < 1
 
 
-def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path):
+def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path, monkeypatch, capsys):
     make_labels(generated, tmp_path / "s", scale=0.44)
     whole = evaluate.evaluate(arguments(generated, tmp_path / "s"))
     bottom = evaluate.evaluate(arguments(generated, tmp_path / "s", crop_height=64))
@@ -148,6 +151,14 @@ def test_a_smaller_label_and_its_bottom_rows(generated, tmp_path):
     assert whole["all"]["at_centre"]["in_front"] > whole["all"]["in_front"]
     assert (whole["version"], bottom["version"]) == (2, 3)
     assert {row["quality"]["evaluated_rows"] for row in Catalog(tmp_path / "s").version(3).rows()} == {64}
+
+    # The commands of the catalog tell these figures too.
+    monkeypatch.setattr(sys, "argv", ["catalog", "--store", str(tmp_path / "s"), "show", "3"])
+    assert catalog_main() == 0 and "mae_m" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["catalog", "--store", str(tmp_path / "s"), "diff", "2", "3"])
+    assert catalog_main() == 0
+    (rows,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("evaluated_rows"))
+    assert rows == ["evaluated_rows", "99", "64"]  # neither way is better
 
 
 def test_without_the_key_sweep_on_its_pixels(generated, store, monkeypatch, capsys):

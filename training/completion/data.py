@@ -20,7 +20,7 @@ from dense_depth.datasets.truth import open_truth
 from dense_depth.geometry import SE3, invert
 from dense_depth.images import read_image
 from dense_depth.label import Label, Source
-from dense_depth.quality.errors import footprints
+from dense_depth.quality.truth import footprints
 
 KEYS = ("dataset", "dataroot", "store", "ref", "version", "scenes", "truth", "poses", "repeat")
 

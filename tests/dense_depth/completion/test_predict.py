@@ -24,8 +24,7 @@ from dense_depth.completion.predict import (
     open_completer,
     save_checkpoint,
 )
-from dense_depth.label import Label
-from dense_depth.quality.errors import OUTLIER_M
+from dense_depth.label import OUTLIER_M, Label
 
 HEIGHT, WIDTH = 60, 92
 CALIBRATION = Calibration((0.1, 0.25, 0.8), (0.2, 0.3, 0.9))
