@@ -3,7 +3,7 @@
     python training/train.py --depth-source completed --store S --ref T --dataset nuscenes --dataroot D --out runs/a
 
 One process, or several with ``torchrun --nproc-per-node N training/train.py ...``. The loop is in this file, from top
-to bottom; keyframes are in data.py, the network in model.py, sizes and losses in detector.py.
+to bottom; keyframes are in detection/, the network, its sizes and its losses in models/.
 """
 
 import json
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from dense_depth import InputError
+from dense_depth.datasets import open_dataset
 from dense_depth.options import check_options
 from training.detection.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.evaluate import draw_output, print_scores, score
@@ -161,7 +162,10 @@ def train(arguments: Arguments) -> dict[str, Any]:
     torch.manual_seed(arguments.seed)
     setup = detector_config(arguments)
     data = replace(arguments.data, past=setup.model.past, augmentation=setup.image)
-    training = DetectionData(data, data.train, arguments.augment, arguments.seed)
+    dataset = open_dataset(data.of)
+    training = DetectionData(data, dataset.scenes(data.train), arguments.augment, arguments.seed)
+    scored = [*dataset.scenes(data.val)] if is_main and arguments.score else []  # now: an unknown name ends it here
+    del dataset  # tables can fill gigabytes
     detector = Detector(setup).to(device)
     averaged = AveragedModel(detector, avg_fn=partial(running_average, arguments.ema), use_buffers=True)
     optimiser = torch.optim.AdamW(detector.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
@@ -243,7 +247,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     save_detector(arguments.out / "detector.safetensors", best, {"steps": arguments.steps, "config": config})
     if not arguments.score:
         return {}
-    scores = score(best, data, device, arguments.out / "results.json", arguments.workers)
+    scores = score(best, data, scored, device, arguments.out / "results.json", arguments.workers)
     (arguments.out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     print_scores(scores)
     return scores
