@@ -1,7 +1,7 @@
 """Trains the network that completes labels, on any dataset that has sweeps and images; see ``--help``.
 
 One process, or several with ``torchrun --nproc-per-node N training/train_completion.py ...``. Everything is in this
-file, from top to bottom; what a sample is, is in completion_data.py, and what is minimised in completion_loss.py.
+file, from top to bottom; what a sample is, is in completion/data.py, and what is minimised in completion/loss.py.
 """
 
 import json
@@ -30,8 +30,10 @@ from dense_depth.completion.predict import (
 )
 from dense_depth.options import check_options
 from dense_depth.quality.errors import OUTLIER_M
-from training.completion.data import CompletionData, Data, HideConfig, Sample, ViewConfig
+from training.completion.data import CompletionData, Data
+from training.completion.hide import HideConfig, Sample
 from training.completion.loss import LossConfig, completion_loss
+from training.completion.view import ViewConfig
 from training.loop import (
     Draws,
     batches,
