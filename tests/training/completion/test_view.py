@@ -88,13 +88,20 @@ def test_points_lie_where_k_projects_them(scale, flip):
     """Every pixel that a view shows is the one that K says of the ray of the point in it.
 
     Cells of a smaller image are larger to both sides: a K that scales pixel centres misses by up to half a pixel.
+    Depths are in random order, so that any of the points that fall into a pixel may win it.
     """
+    place = np.random.default_rng(0).permutation(HEIGHT * WIDTH)  # by depth
+    depth_m = np.empty(HEIGHT * WIDTH, np.float32)
+    depth_m[place] = 1 + np.arange(HEIGHT * WIDTH)
     frame = coordinates()
+    ones = np.ones((HEIGHT, WIDTH), np.uint8)
+    told = dict(K=frame.label.K, sample_token="s", camera="c", timestamp_us=0)
+    frame = frame._replace(label=Label.from_maps(depth_m.reshape(HEIGHT, WIDTH), ones, **told), single=None)
     for seed in range(4):
         config = ViewConfig(64, 96, scale=(scale, scale), colour=0.0, flip=flip)
         out = augment(frame, config, np.random.default_rng(seed))
         row, column = np.nonzero(out.label[0])
-        v, u = np.divmod(out.label[0][row, column].astype(int) - 1, WIDTH)
+        v, u = np.divmod(place[out.label[0][row, column].astype(int) - 1], WIDTH)
         rays = np.linalg.solve(frame.label.K, np.stack([u, v, np.ones(len(u))]))
         uv_px = (out.K @ rays)[:2].T
         clear = np.abs((uv_px + 0.5) % 1 - 0.5).max(1) < 0.5 - 1e-6  # not on the border of two pixels
