@@ -15,7 +15,7 @@ import tyro
 from dense_depth.datasets import DatasetConfig, open_dataset
 from training.detection.data import DataConfig, DepthKind, DetectionData, collate
 from training.loop import Draws, batches, one_thread
-from training.models.detector import SIZES
+from training.models.sizes import SIZES
 
 SOURCES: tuple[DepthKind, ...] = ("none", "lidar", "accumulated", "completed")
 BATCH = 8

@@ -30,7 +30,8 @@ from training.detection.data import MEAN, STD, Batch, DataConfig, DetectionData,
 from training.detection.scores import evaluate_detection, results_of
 from training.loop import batches, join, one_line
 from training.models.bevdepth import STRIDE
-from training.models.detector import Detector, Output, load_detector
+from training.models.checkpoint import load_detector
+from training.models.detector import Detector, Output
 
 # The first is what detectors can see: their bins end at 58 m, and truth goes on to the horizon.
 RANGES = (f"0-{RANGE_ENDS_M[-1]} m", *(f"{a}-{b} m" for a, b in zip((0, *RANGE_ENDS_M), RANGE_ENDS_M)))

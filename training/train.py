@@ -36,7 +36,9 @@ from training.loop import (
     step_decay,
     warm_cosine,
 )
-from training.models.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
+from training.models.checkpoint import save_detector
+from training.models.detector import Detector
+from training.models.sizes import SIZES, DetectorConfig, SizeName
 
 FREE = ("out", "workers", "threads", "device", "save_every", "compile", "score")  # on resuming
 LEAST = dict.fromkeys(("steps", "batch", "accumulate", "save_every", "threads"), 1)

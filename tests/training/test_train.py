@@ -25,7 +25,9 @@ from training.compare import Arguments as CompareArguments
 from training.compare import compare, differences, interval
 from training.detection.data import DataConfig, DetectionData, collate
 from training.evaluate import DepthScores, _has_lidar, score
-from training.models.detector import SIZES, Detector, load_detector, save_detector
+from training.models.checkpoint import load_detector, save_detector
+from training.models.detector import Detector
+from training.models.sizes import SIZES
 from training.train import Arguments, detector_config, main, train
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train.py"
@@ -311,7 +313,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dataclasses import replace
 from dense_depth.datasets import DatasetConfig, open_dataset
 from training.detection.data import DataConfig, DetectionData, collate
-from training.models.detector import SIZES, Detector
+from training.models.detector import Detector
+from training.models.sizes import SIZES
 from training.loop import join
 _, rank, n_ranks = join("cpu", 1)
 torch.manual_seed(0)
