@@ -22,13 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from dense_depth import InputError
 from dense_depth.datasets import open_dataset
-from dense_depth.options import check_options
 from training.detection.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.evaluate import draw_output, print_scores, score
 from training.loop import (
     Draws,
     batches,
-    join,
+    begin,
     one_line,
     resume,
     running_average,
@@ -41,8 +40,7 @@ from training.models.detector import Detector
 from training.models.sizes import SIZES, DetectorConfig, SizeName
 
 FREE = ("out", "workers", "threads", "device", "save_every", "compile", "score")  # on resuming
-LEAST = dict.fromkeys(("steps", "batch", "accumulate", "save_every", "threads"), 1)
-LEAST |= dict.fromkeys(("lr", "weight_decay", "warmup", "clip", "ema", "workers", "depth_weight"), 0)
+LEAST = {"accumulate": 1, "save_every": 1, "depth_weight": 0}
 
 
 @dataclass(frozen=True)
@@ -155,10 +153,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     Raises:
         InputError: An option, the dataset, the labels or a state cannot be used.
     """
-    check_options(arguments, LEAST, {"ema": 1})
-    device, rank, n_ranks = join(arguments.device, arguments.threads)
-    if arguments.batch % n_ranks:
-        raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")
+    device, rank, n_ranks = begin(arguments, LEAST)
     is_main, supervise = rank == 0, arguments.data.depth_source != "none"
 
     torch.manual_seed(arguments.seed)
