@@ -12,12 +12,12 @@ from pathlib import Path
 
 import tyro
 
-from dense_depth.datasets import DatasetConfig
-from training.detection.data import DataConfig, DepthSource, DetectionData, collate
+from dense_depth.datasets import DatasetConfig, open_dataset
+from training.detection.data import DataConfig, DepthKind, DetectionData, collate
 from training.loop import Draws, batches, one_thread
-from training.models.detector import SIZES
+from training.models.sizes import SIZES
 
-SOURCES: tuple[DepthSource, ...] = ("none", "lidar", "accumulated", "completed")
+SOURCES: tuple[DepthKind, ...] = ("none", "lidar", "accumulated", "completed")
 BATCH = 8
 
 
@@ -36,19 +36,11 @@ def main(
         sys.exit(f"{dataroot}: no such folder; make demo makes it, or name another by --dataroot and --store")
     one_thread(0)
     config, workers = SIZES["r50-256x704"], os.cpu_count() or 1
+    of = DatasetConfig("nuscenes", dataroot, "v1.0-synth")
+    scenes = [*open_dataset(of).scenes(("synth_train",))]
     for source in SOURCES:
-        data = DetectionData(
-            DataConfig(
-                DatasetConfig("nuscenes", dataroot, "v1.0-synth"),
-                source,
-                store,
-                ref,
-                past=config.model.past,
-                augmentation=config.image,
-            ),
-            ("synth_train",),
-            augment=True,
-        )
+        options = DataConfig(of, source, store, ref, past=config.model.past, augmentation=config.image)
+        data = DetectionData(options, scenes, augment=True)
         data[0, 0]  # compiles, and opens what stays open
         started = time.process_time()
         for i in range(keyframes):

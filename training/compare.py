@@ -26,8 +26,9 @@ from scipy import stats
 
 from catalog import Catalog
 from dense_depth import InputError
+from dense_depth.datasets import open_dataset
 from training.depth.targets import depth_targets
-from training.detection.data import DepthSource, DetectionData
+from training.detection.data import DepthKind, DetectionData
 from training.evaluate import RANGES
 from training.loop import check_same, one_line
 from training.models.bevdepth import STRIDE
@@ -52,7 +53,7 @@ class Arguments:
     """
 
     train: Annotated[TrainArguments, tyro.conf.arg(name="")]
-    sources: tuple[DepthSource, ...] = ("lidar", "none", "accumulated", "completed")
+    sources: tuple[DepthKind, ...] = ("lidar", "none", "accumulated", "completed")
     seeds: int = 3
     jobs: int = 1
     demo: bool = False
@@ -114,7 +115,7 @@ def compare(arguments: Arguments) -> dict[str, Any]:
     return summary
 
 
-Run = tuple[DepthSource, int]  # and seed
+Run = tuple[DepthKind, int]  # and seed
 
 
 def train_all(runs: dict[Run, TrainArguments], jobs: int) -> dict[Run, dict[str, Any]]:
@@ -179,10 +180,10 @@ def scores_of(options: TrainArguments) -> dict[str, Any] | None:
 def sparsest(arguments: Arguments) -> float:
     """The mean weight of a sample's supervised cells, of the source that has least."""
     setup = detector_config(arguments.train)
-    least = np.inf
+    least, dataset = np.inf, open_dataset(arguments.train.data.of)
     for source in set(arguments.sources) - {"none"}:
         options = replace(arguments.train.data, depth_source=source, past=0, augmentation=setup.image)
-        data = DetectionData(options, options.train, augment=False)
+        data = DetectionData(options, dataset.scenes(options.train), augment=False)
         weights = []
         for i in np.linspace(0, len(data) - 1, min(LOOK_AT, len(data))).astype(int).tolist():
             sample = data[i, 0]

@@ -5,7 +5,7 @@ python training/evaluate.py --checkpoint runs/a/detector.safetensors --dataset n
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,17 +18,20 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dense_depth import InputError
-from dense_depth.datasets.nuscenes import DEFAULT_VERSION
+from dense_depth.datasets import open_dataset
+from dense_depth.datasets.scene import Scene
 from dense_depth.datasets.truth import open_truth, truth_path
+from dense_depth.label import Points, Source
 from dense_depth.options import check_options
 from dense_depth.quality.errors import RANGE_ENDS_M
 from dense_depth.quality.pictures import colours
 from training.detection.augmentation import warp_label
-from training.detection.boxes import evaluate_detection, results_of
-from training.detection.data import MEAN, STD, Batch, DataConfig, DetectionData, collate
+from training.detection.data import MEAN, STD, Batch, DataConfig, DetectionData, collate, open_version
+from training.detection.scores import evaluate_detection, results_of
 from training.loop import batches, join, one_line
 from training.models.bevdepth import STRIDE
-from training.models.detector import Detector, Output, load_detector
+from training.models.checkpoint import load_detector
+from training.models.detector import Detector, Output
 
 # The first is what detectors can see: their bins end at 58 m, and truth goes on to the horizon.
 RANGES = (f"0-{RANGE_ENDS_M[-1]} m", *(f"{a}-{b} m" for a, b in zip((0, *RANGE_ENDS_M), RANGE_ENDS_M)))
@@ -66,7 +69,8 @@ def main() -> int:
         device = join(arguments.device, arguments.threads).device
         detector, sha256 = load_detector(arguments.checkpoint)
         detector.to(device)
-        scores = score(detector, arguments.data, device, arguments.results, arguments.workers)
+        scenes = [*open_dataset(arguments.data.of).scenes(arguments.data.val)]
+        scores = score(detector, arguments.data, scenes, device, arguments.results, arguments.workers)
         scores = {"checkpoint": sha256, **scores}
         print_scores(scores)
         if arguments.summary:
@@ -81,13 +85,19 @@ def main() -> int:
 
 
 def score(
-    detector: Detector, data: DataConfig, device: torch.device, results_file: Path, workers: int = 0
+    detector: Detector,
+    data: DataConfig,
+    scenes: Sequence[Scene],
+    device: torch.device,
+    results_file: Path,
+    workers: int = 0,
 ) -> dict[str, Any]:
-    """Detects on the keyframes of ``data.val`` and scores boxes and depth.
+    """Detects on the keyframes of scenes and scores boxes and depth.
 
     Args:
         detector: In its own configuration.
-        data: The dataset; its source of depth labels does not matter.
+        data: The dataset and its labels; the kind that it names does not matter.
+        scenes: Scenes of the dataset.
         device: Where the detector is.
         results_file: Where the nuScenes results go.
         workers: Processes that read data.
@@ -101,8 +111,8 @@ def score(
     """
     config = detector.config
     data = replace(data, past=config.model.past, augmentation=config.image, max_missing=1.0)
-    has_lidar = data.store is not None and _has_lidar(data)
-    frames = DetectionData(replace(data, depth_source="lidar" if has_lidar else "none"), data.val, augment=False)
+    has_lidar = _has_lidar(data, scenes)
+    frames = DetectionData(replace(data, depth_source="lidar" if has_lidar else "none"), scenes, augment=False)
     for note in frames.notes:
         print(f"note: {note}", flush=True)
     detections, poses = {}, {}
@@ -123,15 +133,20 @@ def score(
             depth.setdefault("truth", DepthScores()).add(predicted_m, truth_m)
     results_file.parent.mkdir(parents=True, exist_ok=True)
     results_file.write_text(json.dumps(results_of(detections, poses)))
-    scores = asdict(evaluate_detection(data.of.dataroot, data.of.version or DEFAULT_VERSION, data.val, results_file))
+    scores = asdict(evaluate_detection(scenes, results_file, poses.keys()))
     return {**scores, "depth": {name: one.by_range() for name, one in depth.items()}}
 
 
-def _has_lidar(data: DataConfig) -> bool:
-    from catalog import Catalog
-
-    assert data.store is not None
-    return any(row["kind"] == "lidar" for row in Catalog(data.store).version(data.ref).rows())
+def _has_lidar(data: DataConfig, scenes: Sequence[Scene]) -> bool:
+    """Whether the version has single-sweep labels of any camera frame of these scenes."""
+    version = open_version(replace(data, depth_source="lidar")) if data.store else None
+    frames = {(frame.sample_token, frame.camera) for scene in scenes for frame in scene.frames}
+    return version is not None and any(
+        (token, row["camera"]) in frames
+        for row in version.rows()
+        if (row["kind"], row["dataset"]) == ("lidar", data.of.dataset)
+        for token in row["sample_tokens"]
+    )
 
 
 def _truth(frames: DetectionData, index: int, data: DataConfig) -> Float[Tensor, "n h w"] | None:
@@ -143,7 +158,10 @@ def _truth(frames: DetectionData, index: int, data: DataConfig) -> Float[Tensor,
         truth = open_truth(data.of.dataroot, scene_token, frame.camera)
         native_m = np.asarray(truth.depth_m[truth.sample_tokens.index(frame.sample_token)])
         size = data.augmentation.height, data.augmentation.width
-        maps.append(warp_label(native_m, np.empty((0, *native_m.shape), np.uint8), input_T_recorded, *size)[0])
+        v, u = np.nonzero(native_m > 0)
+        codes = np.full(len(u), Source.KEY_SWEEP, np.uint8), np.zeros(len(u), np.uint8)
+        points = Points(u.astype(np.uint16), v.astype(np.uint16), native_m[v, u], *codes)
+        maps.append(warp_label(points, input_T_recorded, *size).depth_m)
     return torch.from_numpy(np.stack(maps))
 
 

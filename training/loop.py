@@ -1,7 +1,7 @@
 """What the training loops share: processes, schedule, averaged weights, batches, and a state to resume from."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,12 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dense_depth import InputError
+from dense_depth.options import check_options
+
+LEAST: dict[str, float] = {  # of the options that both trainers have
+    **dict.fromkeys(("steps", "batch", "threads"), 1),
+    **dict.fromkeys(("lr", "weight_decay", "warmup", "clip", "ema", "workers"), 0),
+}
 
 
 class Place(NamedTuple):
@@ -44,6 +50,23 @@ def join(wanted: str | None, threads: int | None) -> Place:
     if n_ranks > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Place(device, rank, n_ranks)
+
+
+def begin(options: Any, least: Mapping[str, float]) -> Place:
+    """Checks a trainer's options and joins the other processes.
+
+    Args:
+        options: With those of ``LEAST``, ``device`` and ``ema`` as attributes.
+        least: By name, the least that others may be.
+
+    Raises:
+        InputError: An option is out of range, the batch cannot be shared, or there is no GPU.
+    """
+    check_options(options, {**LEAST, **least}, {"ema": 1})
+    place = join(options.device, options.threads)
+    if options.batch % place.n_ranks:
+        raise InputError(f"--batch {options.batch}: must be a multiple of the {place.n_ranks} processes")
+    return place
 
 
 def one_line(error: InputError) -> str:

@@ -3,7 +3,7 @@
     python training/train.py --depth-source completed --store S --ref T --dataset nuscenes --dataroot D --out runs/a
 
 One process, or several with ``torchrun --nproc-per-node N training/train.py ...``. The loop is in this file, from top
-to bottom; keyframes are in data.py, the network in model.py, sizes and losses in detector.py.
+to bottom; keyframes are in detection/, the network, its sizes and its losses in models/.
 """
 
 import json
@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from dense_depth import InputError
-from dense_depth.options import check_options
+from dense_depth.datasets import open_dataset
 from training.detection.data import Batch, DataConfig, DetectionData, collate, open_version
 from training.evaluate import draw_output, print_scores, score
 from training.loop import (
     Draws,
     batches,
-    join,
+    begin,
     one_line,
     resume,
     running_average,
@@ -35,11 +35,12 @@ from training.loop import (
     step_decay,
     warm_cosine,
 )
-from training.models.detector import SIZES, Detector, DetectorConfig, SizeName, save_detector
+from training.models.checkpoint import save_detector
+from training.models.detector import Detector
+from training.models.sizes import SIZES, DetectorConfig, SizeName
 
 FREE = ("out", "workers", "threads", "device", "save_every", "compile", "score")  # on resuming
-LEAST = dict.fromkeys(("steps", "batch", "accumulate", "save_every", "threads"), 1)
-LEAST |= dict.fromkeys(("lr", "weight_decay", "warmup", "clip", "ema", "workers", "depth_weight"), 0)
+LEAST = {"accumulate": 1, "save_every": 1, "depth_weight": 0}
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,16 @@ def train(arguments: Arguments) -> dict[str, Any]:
     Raises:
         InputError: An option, the dataset, the labels or a state cannot be used.
     """
-    check_options(arguments, LEAST, {"ema": 1})
-    device, rank, n_ranks = join(arguments.device, arguments.threads)
-    if arguments.batch % n_ranks:
-        raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")
+    device, rank, n_ranks = begin(arguments, LEAST)
     is_main, supervise = rank == 0, arguments.data.depth_source != "none"
 
     torch.manual_seed(arguments.seed)
     setup = detector_config(arguments)
     data = replace(arguments.data, past=setup.model.past, augmentation=setup.image)
-    training = DetectionData(data, data.train, arguments.augment, arguments.seed)
+    dataset = open_dataset(data.of)
+    training = DetectionData(data, dataset.scenes(data.train), arguments.augment, arguments.seed)
+    scored = [*dataset.scenes(data.val)] if is_main and arguments.score else []  # now: an unknown name ends it here
+    del dataset  # tables can fill gigabytes
     detector = Detector(setup).to(device)
     averaged = AveragedModel(detector, avg_fn=partial(running_average, arguments.ema), use_buffers=True)
     optimiser = torch.optim.AdamW(detector.parameters(), lr=arguments.lr, weight_decay=arguments.weight_decay)
@@ -243,7 +244,7 @@ def train(arguments: Arguments) -> dict[str, Any]:
     save_detector(arguments.out / "detector.safetensors", best, {"steps": arguments.steps, "config": config})
     if not arguments.score:
         return {}
-    scores = score(best, data, device, arguments.out / "results.json", arguments.workers)
+    scores = score(best, data, scored, device, arguments.out / "results.json", arguments.workers)
     (arguments.out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     print_scores(scores)
     return scores

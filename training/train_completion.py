@@ -1,7 +1,7 @@
 """Trains the network that completes labels, on any dataset that has sweeps and images; see ``--help``.
 
 One process, or several with ``torchrun --nproc-per-node N training/train_completion.py ...``. Everything is in this
-file, from top to bottom; what a sample is, is in completion_data.py, and what is minimised in completion_loss.py.
+file, from top to bottom; what a sample is, is in completion/data.py, and what is minimised in completion/loss.py.
 """
 
 import json
@@ -28,14 +28,15 @@ from dense_depth.completion.predict import (
     load_checkpoint,
     save_checkpoint,
 )
-from dense_depth.options import check_options
 from dense_depth.quality.errors import OUTLIER_M
-from training.completion.data import CompletionData, Data, HideConfig, Sample, ViewConfig
+from training.completion.data import CompletionData, Data
+from training.completion.hide import HideConfig, Sample
 from training.completion.loss import LossConfig, completion_loss
+from training.completion.view import ViewConfig
 from training.loop import (
     Draws,
     batches,
-    join,
+    begin,
     one_line,
     resume,
     running_average,
@@ -45,8 +46,7 @@ from training.loop import (
 
 CALIBRATION_BINS = 24
 FREE = ("out", "workers", "threads", "device", "validate_every", "validate_frames", "validate", "init")  # on resuming
-LEAST = dict.fromkeys(("steps", "batch", "validate_every", "validate_frames", "threads"), 1)
-LEAST |= dict.fromkeys(("lr", "weight_decay", "warmup", "clip", "ema", "workers"), 0)
+LEAST = {"validate_every": 1, "validate_frames": 1}
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,7 @@ def train(arguments: Arguments) -> None:
     Raises:
         InputError: An option, a dataset, a version or a checkpoint cannot be used.
     """
-    check_options(arguments, LEAST, {"ema": 1})
-    device, rank, n_ranks = join(arguments.device, arguments.threads)
-    if arguments.batch % n_ranks:
-        raise InputError(f"--batch {arguments.batch}: must be a multiple of the {n_ranks} processes")
+    device, rank, n_ranks = begin(arguments, LEAST)
     is_main = rank == 0
 
     torch.manual_seed(arguments.seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import changed
 
 import training.compare
 import training.evaluate
@@ -16,14 +17,17 @@ import training.train
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.checkpoint import write_checkpoint
-from dense_depth.datasets import DatasetConfig
+from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets.scene import Scene
 from pipelines import accumulate
 from pipelines.runner import run
 from training.compare import Arguments as CompareArguments
 from training.compare import compare, differences, interval
 from training.detection.data import DataConfig, DetectionData, collate
-from training.evaluate import DepthScores, score
-from training.models.detector import SIZES, Detector, load_detector, save_detector
+from training.evaluate import DepthScores, _has_lidar, score
+from training.models.checkpoint import load_detector, save_detector
+from training.models.detector import Detector
+from training.models.sizes import SIZES
 from training.train import Arguments, detector_config, main, train
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train.py"
@@ -62,6 +66,10 @@ def arguments(generated, store, tmp_path) -> Arguments:
     )
 
 
+def scenes_of(data: DataConfig) -> list[Scene]:
+    return [*open_dataset(data.of).scenes(data.val)]
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_detector(out / "detector.safetensors")[0].state_dict()
 
@@ -95,7 +103,7 @@ def test_the_depth_source_changes_the_labels_alone(arguments, tmp_path):
     sources = {}
     for source in ("none", "lidar", "accumulated"):
         data = DetectionData(
-            replace(arguments.data, depth_source=source, past=0), ("synth-0000",), augment=True, seed=3
+            replace(arguments.data, depth_source=source, past=0), scenes_of(arguments.data), augment=True, seed=3
         )
         sources[source] = data[1, 5]
     for source in ("lidar", "accumulated"):
@@ -132,7 +140,7 @@ def test_scores_come_from_the_whole_way(arguments, tmp_path, monkeypatch):
         return forward(self, images, cameras)
 
     monkeypatch.setattr(Detector, "forward", remember)
-    scores = score(detector, arguments.data, torch.device("cpu"), tmp_path / "results.json")
+    scores = score(detector, arguments.data, scenes_of(arguments.data), torch.device("cpu"), tmp_path / "results.json")
     assert set(scores["depth"]) == {"lidar", "truth"} and scores["depth"]["truth"]["0-60 m"]["abs_rel"] > 0.05
     assert 0 <= scores["mean_ap"] < 0.1
     results = json.loads((tmp_path / "results.json").read_text())["results"]
@@ -140,17 +148,31 @@ def test_scores_come_from_the_whole_way(arguments, tmp_path, monkeypatch):
     assert kept["cameras"][0].K.shape == (1, 2, 3, 3)
 
 
+def test_single_sweeps_of_other_data_are_no_reference(arguments, tmp_path):
+    """Labels of another dataset or of other scenes in the same version say nothing about these."""
+    data, scenes = arguments.data, scenes_of(arguments.data)
+    assert _has_lidar(data, scenes)
+    others = [
+        replace(s, frames=tuple(replace(f, sample_token=f"other-{f.sample_token}") for f in s.frames)) for s in scenes
+    ]
+    assert not _has_lidar(data, others) and not _has_lidar(replace(data, store=None), scenes)
+    torch.manual_seed(0)
+    foreign = changed(data, dataset="kitti-raw")  # the version has single sweeps of nuscenes alone
+    scores = score(Detector(SIZES["tiny"]), foreign, scenes, torch.device("cpu"), tmp_path / "results.json")
+    assert set(scores["depth"]) == {"truth"}
+
+
 def test_a_checkpoint_is_scored_again(arguments, tmp_path, monkeypatch, capsys):
     """By the command, with a process that reads data: the same scores."""
     torch.manual_seed(0)
     detector, data = Detector(SIZES["tiny"]), arguments.data
     save_detector(tmp_path / "detector.safetensors", detector, {})
-    expected = score(detector, data, torch.device("cpu"), tmp_path / "results.json")
-    given = {"dataset": data.dataset, "dataroot": data.dataroot, "version": data.version, "store": data.store}
+    expected = score(detector, data, scenes_of(data), torch.device("cpu"), tmp_path / "results.json")
+    given = {"dataset": "nuscenes", "dataroot": data.of.dataroot, "version": data.of.version, "store": data.store}
     given |= {"val": "synth-0000", "checkpoint": tmp_path / "detector.safetensors", "results": tmp_path / "again.json"}
     given |= {"summary": tmp_path / "scores.json", "workers": 1, "threads": 1}
     options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *options, "--cameras", *data.cameras])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *options, "--cameras", *data.of.cameras])
     assert training.evaluate.main() == 0
     assert f"mAP {expected['mean_ap']:.4f}" in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -213,6 +235,7 @@ def test_a_comparison_prints_one_table_and_goes_on(arguments, capsys):
         (("--ref", "nosuch"), "nosuch"),
         (("--depth-source", "completed"), "completed"),
         (("--train", "nosuch"), "nosuch"),
+        (("--val", "nosuch"), "nosuch"),
         (("--batch", "0"), "--batch 0: must be at least 1"),
         (("--ema", "1"), "--ema 1.0: must be below 1"),
         (("--lr", "nan"), "--lr nan: must be at least 0"),
@@ -223,9 +246,9 @@ def test_a_comparison_prints_one_table_and_goes_on(arguments, capsys):
 def test_bad_input_is_one_line(arguments, options, told, monkeypatch, capsys):
     data = arguments.data
     usual = {
-        "--dataset": data.dataset,
-        "--dataroot": str(data.dataroot),
-        "--version": data.version,
+        "--dataset": data.of.dataset,
+        "--dataroot": str(data.of.dataroot),
+        "--version": data.of.version,
         "--depth-source": data.depth_source,
         "--store": data.store,
         "--train": "synth-0000",
@@ -288,16 +311,17 @@ import sys, torch
 from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 from dataclasses import replace
-from dense_depth.datasets import DatasetConfig
+from dense_depth.datasets import DatasetConfig, open_dataset
 from training.detection.data import DataConfig, DetectionData, collate
-from training.models.detector import SIZES, Detector
+from training.models.detector import Detector
+from training.models.sizes import SIZES
 from training.loop import join
 _, rank, n_ranks = join("cpu", 1)
 torch.manual_seed(0)
 detector = Detector(SIZES["tiny"]).eval()  # batch norms with fixed statistics: they see their own process alone
 of = DatasetConfig("nuscenes", Path(sys.argv[1]), "v1.0-synth", ("CAM_FRONT",))
 data = DataConfig(of, "accumulated", sys.argv[2], past=0, augmentation=SIZES["tiny"].image)
-frames = DetectionData(data, ("synth-0000",), augment=False)
+frames = DetectionData(data, open_dataset(of).scenes(("synth-0000",)), augment=False)
 batch = collate([frames[i, i] for i in range(rank, 2, n_ranks)])
 model = DistributedDataParallel(detector) if n_ranks > 1 else detector
 detector.losses(model(batch.images, batch.cameras), batch, True)["loss"].backward()
@@ -312,7 +336,12 @@ def test_two_processes_learn_as_one_does(arguments, tmp_path):
     for n in (1, 2):
         out = tmp_path / f"{n}.pt"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-        command += [str(tmp_path / "gradients.py"), str(arguments.data.dataroot), str(arguments.data.store), str(out)]
+        command += [
+            str(tmp_path / "gradients.py"),
+            str(arguments.data.of.dataroot),
+            str(arguments.data.store),
+            str(out),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[1])
         assert done.returncode == 0, done.stderr[-2000:]
         gradients.append(torch.load(out, weights_only=True))
@@ -325,7 +354,7 @@ def test_two_processes_learn_as_one_does(arguments, tmp_path):
 def test_overfits_a_keyframe(arguments):
     """A cheap form of the overfit on two keyframes in benchmarks/overfit.py: the loss falls to a fraction."""
     data = replace(arguments.data, past=0, augmentation=SIZES["tiny"].image)
-    batch = collate([DetectionData(data, ("synth-0000",), augment=False)[1, 0]])
+    batch = collate([DetectionData(data, scenes_of(data), augment=False)[1, 0]])
     torch.manual_seed(0)
     detector = Detector(SIZES["tiny"]).train()
     optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3)

@@ -25,8 +25,10 @@ from dense_depth.datasets import DatasetConfig
 from dense_depth.label import Label
 from pipelines.accumulate import Arguments as Accumulate
 from pipelines.accumulate import plan
-from training.completion.data import CompletionData, Data, HideConfig, Sample, ViewConfig
+from training.completion.data import CompletionData, Data
+from training.completion.hide import HideConfig, Sample
 from training.completion.loss import LossConfig, completion_loss
+from training.completion.view import ViewConfig
 from training.loop import Draws, warm_cosine
 from training.train_completion import Arguments, calibrate, main, train, validate
 

@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, UInt8
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from catalog import Catalog, Version
@@ -19,8 +15,9 @@ from dense_depth.datasets.scene import CameraFrame
 from dense_depth.datasets.truth import open_truth
 from dense_depth.geometry import SE3, invert
 from dense_depth.images import read_image
-from dense_depth.label import Label, Source
 from dense_depth.quality.truth import footprints
+from training.completion.hide import HideConfig, Sample, hide_part
+from training.completion.view import Frame, ViewConfig, augment
 
 KEYS = ("dataset", "dataroot", "store", "ref", "version", "scenes", "truth", "poses", "repeat")
 
@@ -83,91 +80,6 @@ class Data:
             values.get("truth") == "yes",
             int(values.get("repeat", "1")),
         )
-
-
-@dataclass(frozen=True)
-class HideConfig:
-    """What the network sees of a label, and what it has to predict.
-
-    Attributes:
-        modes: Relative frequency of: the whole label; the label without its key sweep; the key sweep alone; the sweeps
-            of some ages only.
-        region: Chance that rectangles are cut out as well.
-        thin: Chance that pixels are left out at random as well.
-        lines: Chance that a key sweep alone loses lines: bands of elevation, down to an eighth of them.
-        shown_weight: Weight in the loss of a pixel that the network was shown.
-        max_age: Labels from sweeps older than this (0.1 s) are not learned from, on moving objects half of it.
-    """
-
-    modes: tuple[float, float, float, float] = (0.35, 0.15, 0.35, 0.15)
-    region: float = 0.3
-    thin: float = 0.3
-    lines: float = 0.5
-    shown_weight: float = 0.3
-    max_age: int = 10
-
-    def __post_init__(self) -> None:
-        if min(self.modes) < 0 or not sum(self.modes) > 0:
-            raise InputError(f"--modes {self.modes}: none may be negative, and one must be above 0")
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """How a frame becomes a training image.
-
-    Attributes:
-        height: Rows of a sample.
-        width: Columns of a sample.
-        scale: Range of the size of the image, cut afterwards, as a fraction of the label's.
-        colour: Strength of random changes of colour; 0 for none.
-        flip: Chance of a mirror image.
-    """
-
-    height: int = 256
-    width: int = 512
-    scale: tuple[float, float] = (0.65, 1.0)
-    colour: float = 0.3
-    flip: float = 0.5
-
-    def __post_init__(self) -> None:
-        if min(self.height, self.width) < 32:
-            raise InputError(f"--height {self.height} --width {self.width}: must be at least 32 pixels")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise InputError(f"--scale {self.scale}: must rise within (0, 1]")
-
-
-class Sample(NamedTuple):
-    """One training sample; H x W, or, in a batch, B x H x W."""
-
-    image: Tensor  # (3, H, W) RGB, 0 to 1
-    depth_m: Tensor  # what the network sees; 0 = none
-    source: Tensor
-    age: Tensor
-    target_m: Tensor  # what it has to say; 0 = unknown, or sky
-    weight: Tensor  # of the target; 0 where it is not known
-    surface: Tensor  # 1 where there is a surface, 0 where there is sky, NaN where it is not known
-
-
-LabelMaps = tuple[np.ndarray, np.ndarray, np.ndarray]  # depth_m, source, age
-
-
-class Frame(NamedTuple):
-    """A frame at the size of its label."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    label: Label
-    single: Label | None  # of kind lidar
-    truth_m: Float32[np.ndarray, "h w"] | None  # 0 = sky, NaN = not known
-
-
-class Maps(NamedTuple):
-    """What a view shows of a frame, all (H, W)."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    label: LabelMaps
-    single: LabelMaps | None
-    truth_m: Float32[np.ndarray, "h w"] | None
-    K: Float[np.ndarray, "3 3"]
 
 
 @dataclass(frozen=True)
@@ -253,151 +165,3 @@ def read_frame(item: _Item) -> Frame:
         rows, columns = footprints(height, native_m.shape[0])[:, 2], footprints(width, native_m.shape[1])[:, 2]
         truth_m = native_m[np.ix_(rows, columns)]
     return Frame(read_image(frame, height, width), label, single, truth_m)
-
-
-def augment(frame: Frame, view: ViewConfig, rng: np.random.Generator) -> Maps:
-    """Resizes, cuts, mirrors and recolours a frame; a frame smaller than the view is padded with nothing."""
-    height, width = frame.label.height, frame.label.width
-    scale = rng.uniform(*view.scale)
-    scale = min(1.0, max(scale, view.height / height, view.width / width))
-    size = round(height * scale), round(width * scale)
-    rows, columns = footprints(size[0], height)[:, 2], footprints(size[1], width)[:, 2]
-    image = cv2.resize(frame.image, size[::-1], interpolation=cv2.INTER_AREA)
-    label = frame.label.shrunk(*size)
-    single = frame.single.shrunk(*size) if frame.single else None
-    truth_m = frame.truth_m[np.ix_(rows, columns)] if frame.truth_m is not None else None
-
-    top, left = (int(rng.integers(max(n - m, 0) + 1)) for n, m in zip(size, (view.height, view.width)))
-    mirror = rng.uniform() < view.flip
-    K = label.K.copy()
-    K[:2, 2] -= [left, top]
-
-    def cut(x: np.ndarray, beyond: float = 0) -> np.ndarray:
-        x = x[top : top + view.height, left : left + view.width]
-        padding = [(0, view.height - x.shape[0]), (0, view.width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
-        x = np.pad(x, padding, constant_values=beyond)
-        return x[:, ::-1] if mirror else x
-
-    if mirror:
-        K[0] = [-K[0, 0], -K[0, 1], view.width - 1 - K[0, 2]]
-    image = _recoloured(cut(image), view.colour, rng)
-    return Maps(
-        image,
-        _view_maps(label, top, left, mirror, view),
-        _view_maps(single, top, left, mirror, view) if single else None,
-        cut(truth_m, np.nan) if truth_m is not None else None,
-        K,
-    )
-
-
-def _view_maps(label: Label, top: int, left: int, mirror: bool, view: ViewConfig) -> LabelMaps:
-    """Depth, source and age of what a view shows of a label."""
-    points = label.points()
-    v, u = points.v.astype(int) - top, points.u.astype(int) - left
-    inside = (v >= 0) & (v < view.height) & (u >= 0) & (u < view.width)
-    v, u = v[inside], u[inside]
-    at = v, view.width - 1 - u if mirror else u
-
-    def in_view(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((view.height, view.width), values.dtype)
-        out[at] = values[inside]
-        return out
-
-    return in_view(points.depth_m), in_view(points.source), in_view(points.age)
-
-
-def _recoloured(
-    image: UInt8[np.ndarray, "h w 3"], strength: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Another exposure, white balance, contrast, blur and noise: generated images are cleaner than recorded ones."""
-    if not strength:
-        return image
-    gain = np.exp(strength * (rng.normal() + 0.3 * rng.normal(size=3)))
-    gamma = np.exp(strength * rng.normal())
-    table = np.clip(255 * (gain * np.linspace(0, 1, 256)[:, None] ** gamma), 0, 255).astype(np.uint8)
-    image = np.stack([cv2.LUT(np.ascontiguousarray(image[..., i]), table[:, i]) for i in range(3)], -1)
-    if rng.uniform() < strength:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-        image = cv2.addWeighted(image, 0.3, np.repeat(grey, 3, -1), 0.7, 0)
-    if rng.uniform() < strength:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
-    if rng.uniform() < strength:
-        noise = rng.normal(0, rng.uniform(2, 12), image.shape).astype(np.int16)
-        image = np.clip(image + noise, 0, 255).astype(np.uint8)
-    return image
-
-
-def hide_part(maps: Maps, lidar_SE3_cam: SE3, config: HideConfig, rng: np.random.Generator) -> Sample:
-    """Chooses what the network is shown of a label and what it has to say."""
-    depth_m, source, age = maps.label
-    labelled = depth_m > 0
-    mode = rng.choice(4, p=np.array(config.modes) / sum(config.modes))
-    shown_m, shown_source, shown_age = maps.label
-    shown = labelled
-    if mode == 1:
-        shown = labelled & (source != Source.KEY_SWEEP)
-    elif mode == 2:
-        if maps.single is not None:
-            shown_m, shown_source, shown_age = maps.single
-            shown = shown_m > 0
-        else:
-            shown = source == Source.KEY_SWEEP
-        if rng.uniform() < config.lines:
-            shown = shown & _lines(shown_m, maps.K, lidar_SE3_cam, rng)
-    elif mode == 3:
-        shown = labelled & (rng.uniform(size=256) < rng.uniform(0.1, 0.7))[age]
-    if rng.uniform() < config.region:
-        shown = shown & ~_rectangles(shown.shape, rng)
-    if rng.uniform() < config.thin:
-        shown = shown & (rng.uniform(size=shown.shape) < rng.uniform(0.1, 1.0))
-
-    if maps.truth_m is not None:
-        target_m = np.nan_to_num(maps.truth_m)
-        weight = (target_m > 0).astype(np.float32)
-        surface = np.where(np.isnan(maps.truth_m), np.float32(np.nan), weight)
-    else:
-        target_m = depth_m
-        weight = trusted(depth_m, source, age, config).astype(np.float32)
-        weight[shown & (shown_m == depth_m)] *= config.shown_weight
-        surface = np.where(labelled, np.float32(1), np.float32(np.nan))
-    maps_out = (np.where(shown, x, 0) for x in (shown_m, shown_source, shown_age))
-    image = torch.from_numpy(np.ascontiguousarray(maps.image)).permute(2, 0, 1).float() / 255
-    arrays = (*maps_out, target_m, weight, surface)
-    return Sample(image, *(torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in arrays))
-
-
-def trusted(
-    depth_m: Float32[np.ndarray, "h w"],
-    source: UInt8[np.ndarray, "h w"],
-    age: UInt8[np.ndarray, "h w"],
-    config: HideConfig,
-) -> Bool[np.ndarray, "h w"]:
-    """Labels to learn from: of fresh sweeps, and not behind another label nearby.
-
-    The visibility test of the labels keeps the background beside an edge, and with it the few points that are seen
-    through one. Here the stricter window minimum is used, since nothing is lost by not learning from a pixel.
-    """
-    nearest = cv2.erode(np.where(depth_m > 0, depth_m, np.float32(1e6)), np.ones((5, 7), np.uint8))
-    fresh = age <= np.where(source == Source.MOVING, config.max_age // 2, config.max_age)
-    return (depth_m > 0) & fresh & (depth_m <= 1.05 * nearest + 0.3)
-
-
-def _lines(depth_m: np.ndarray, K: np.ndarray, lidar_SE3_cam: SE3, rng: np.random.Generator) -> Bool[np.ndarray, "h w"]:
-    """Bands of elevation, as seen from the LiDAR: about one beam of 64 or 32 in each."""
-    v, u = np.indices(depth_m.shape)
-    rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones(depth_m.shape)])
-    x, y, z = np.tensordot(lidar_SE3_cam[:3, :3], rays * depth_m, 1) + lidar_SE3_cam[:3, 3, None, None]
-    elevation_deg = np.degrees(np.arctan2(z, np.hypot(x, y)))
-    band_deg = rng.uniform(0.3, 1.4)
-    period_deg = band_deg * rng.uniform(1.2, 8.0)
-    return (elevation_deg + rng.uniform(0, period_deg)) % period_deg < band_deg
-
-
-def _rectangles(shape: tuple[int, ...], rng: np.random.Generator) -> Bool[np.ndarray, "h w"]:
-    """A few rectangles of up to half the height and width."""
-    inside = np.zeros(shape, bool)
-    for _ in range(rng.integers(1, 5)):
-        height, width = (int(n * rng.uniform(0.05, 0.5)) for n in shape)
-        top, left = (int(rng.integers(n - m + 1)) for n, m in zip(shape, (height, width)))
-        inside[top : top + height, left : left + width] = True
-    return inside

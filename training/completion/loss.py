@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  its usual name
 
 from dense_depth.completion.network import Prediction
-from training.completion.data import Sample
+from training.completion.hide import Sample
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dense_depth import InputError
-from dense_depth.label import Source
+from dense_depth.label import CERTAIN, Source
 from training.depth.bins import DepthBins
-
-CERTAIN = 255  # confidence of a measured pixel
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def depth_targets(
         InputError: Cells do not fill the image.
         ValueError: Shapes differ.
     """
-    b, n, height, width = depth_m.shape
+    height, width = depth_m.shape[-2:]
     if stride < 1 or height % stride or width % stride:
         raise InputError(
             f"depth labels of {height} x {width} px: stride {stride} does not divide them; choose another input size"
@@ -104,6 +102,25 @@ def depth_targets(
             raise ValueError(f"{name} is {tuple(values.shape)}, the depth {tuple(depth_m.shape)}")
 
     depth_m = depth_m.float()
+    weight = _weights(depth_m, config, confidence, source)
+    if config.mode == "min":
+        votes, evidence = _of_nearest(depth_m, weight, stride, bins)
+    else:
+        votes = _of_all(depth_m, weight, stride, bins, config.linear)
+        evidence = votes.sum(2) / (CERTAIN * config.enough_px)
+    evidence = evidence.clamp(max=1)
+    evidence = torch.where(evidence < config.min_weight, 0, evidence)  # NaN stays
+    votes = votes / votes.sum(2, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
+    return DepthTarget(torch.where(evidence[:, :, None] == 0, 0, votes), evidence)
+
+
+def _weights(
+    depth_m: Float[Tensor, "b n height width"],
+    config: DepthTargetConfig,
+    confidence: UInt8[Tensor, "b n height width"] | None,
+    source: UInt8[Tensor, "b n height width"] | None,
+) -> Float[Tensor, "b n height width"]:
+    """What each pixel counts, ``CERTAIN`` for all of a vote; 0 where there is no label."""
     weight = torch.full_like(depth_m, CERTAIN)
     if config.confidence and confidence is not None:
         weight = confidence.float()
@@ -111,36 +128,46 @@ def depth_targets(
         of_code = torch.full((256,), torch.nan)
         of_code[: len(Source)] = torch.tensor(config.source_weight)
         weight = weight * of_code.to(weight.device)[source.int()]
-    weight = torch.where(depth_m > 0, weight, 0)
+    return torch.where(depth_m > 0, weight, 0)
 
+
+def _of_nearest(
+    depth_m: Float[Tensor, "b n height width"], weight: Float[Tensor, "b n height width"], stride: int, bins: DepthBins
+) -> tuple[Float[Tensor, "b n bins rows columns"], Float[Tensor, "b n rows columns"]]:
+    """The vote of the nearest pixel of each cell that counts, and its weight, 1 for all of a vote."""
+    b, n, height, width = depth_m.shape
     rows, columns = height // stride, width // stride
-    cells = (b, n, rows, stride, columns, stride)
-    if config.mode == "min":
-        depth_m, weight = depth_m.reshape(cells), weight.reshape(cells)
-        depth_m = torch.where(weight == 0, torch.inf, depth_m)
-        nearest_m = depth_m.amin((3, 5), keepdim=True)
-        evidence = torch.where(depth_m == nearest_m, weight, 0).amax((3, 5)) / CERTAIN
-        index = bins.index(nearest_m[:, :, :, 0, :, 0])
-        evidence = torch.where(index >= 0, evidence, 0)
-        votes = evidence.new_zeros(b, n, bins.n, rows, columns)
-        votes.scatter_(2, index.clamp(min=0)[:, :, None], evidence[:, :, None])
-    else:
-        lower, share = bins.soft(depth_m) if config.linear else (bins.index(depth_m), None)
-        weight = torch.where(lower >= 0, weight, 0)
-        cell = torch.arange(rows * columns, device=depth_m.device).reshape(rows, 1, columns, 1)
-        cell = cell.expand(cells[2:]).reshape(height, width)
-        image = torch.arange(b * n, device=depth_m.device).reshape(b, n, 1, 1)
-        at = (image * bins.n + lower.clamp(min=0)) * (rows * columns) + cell
-        votes = weight.new_zeros(b * n * bins.n * rows * columns)
-        if share is None:
-            votes.scatter_add_(0, at.flatten(), weight.flatten())
-        else:
-            votes.scatter_add_(0, at.flatten(), (weight * (1 - share)).flatten())
-            votes.scatter_add_(0, (at + rows * columns).flatten(), (weight * share).flatten())
-        votes = votes.reshape(b, n, bins.n, rows, columns)
-        evidence = votes.sum(2) / (CERTAIN * config.enough_px)
+    depth_m, weight = (x.reshape(b, n, rows, stride, columns, stride) for x in (depth_m, weight))
+    depth_m = torch.where(weight == 0, torch.inf, depth_m)
+    nearest_m = depth_m.amin((3, 5), keepdim=True)
+    evidence = torch.where(depth_m == nearest_m, weight, 0).amax((3, 5)) / CERTAIN
+    index = bins.index(nearest_m[:, :, :, 0, :, 0])
+    evidence = torch.where(index >= 0, evidence, 0)
+    votes = evidence.new_zeros(b, n, bins.n, rows, columns)
+    votes.scatter_(2, index.clamp(min=0)[:, :, None], evidence[:, :, None])
+    return votes, evidence
 
-    evidence = evidence.clamp(max=1)
-    evidence = torch.where(evidence < config.min_weight, 0, evidence)  # NaN stays
-    votes = votes / votes.sum(2, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
-    return DepthTarget(torch.where(evidence[:, :, None] == 0, 0, votes), evidence)
+
+def _of_all(
+    depth_m: Float[Tensor, "b n height width"],
+    weight: Float[Tensor, "b n height width"],
+    stride: int,
+    bins: DepthBins,
+    linear: bool,
+) -> Float[Tensor, "b n bins rows columns"]:
+    """The votes of all pixels of each cell; with ``linear`` each is divided between two bins."""
+    b, n, height, width = depth_m.shape
+    rows, columns = height // stride, width // stride
+    lower, share = bins.soft(depth_m) if linear else (bins.index(depth_m), None)
+    weight = torch.where(lower >= 0, weight, 0)
+    cell = torch.arange(rows * columns, device=depth_m.device).reshape(rows, 1, columns, 1)
+    cell = cell.expand(rows, stride, columns, stride).reshape(height, width)
+    image = torch.arange(b * n, device=depth_m.device).reshape(b, n, 1, 1)
+    at = (image * bins.n + lower.clamp(min=0)) * (rows * columns) + cell
+    votes = weight.new_zeros(b * n * bins.n * rows * columns)
+    if share is None:
+        votes.scatter_add_(0, at.flatten(), weight.flatten())
+    else:
+        votes.scatter_add_(0, at.flatten(), (weight * (1 - share)).flatten())
+        votes.scatter_add_(0, (at + rows * columns).flatten(), (weight * share).flatten())
+    return votes.reshape(b, n, bins.n, rows, columns)

@@ -1,11 +1,14 @@
 """Random changes of images and of the bird's-eye view, applied alike to all that belongs to them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numba
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
+
+from dense_depth.label import CERTAIN, Points
 
 
 @dataclass(frozen=True)
@@ -72,41 +75,46 @@ def warp_image(
     return cv2.warpAffine(image, input_T_image[:2], (width, height), flags=cv2.INTER_LINEAR)
 
 
-def warp_label(
-    depth_m: Float32[np.ndarray, "h w"],
-    codes: UInt8[np.ndarray, "k h w"],
-    input_T_label: Float[np.ndarray, "3 3"],
-    height: int,
-    width: int,
-) -> tuple[Float32[np.ndarray, "height width"], UInt8[np.ndarray, "k height width"]]:
-    """A label in the pixels of the input: each of its pixels goes to the nearest one, and the nearest depth wins.
+class WarpedLabel(NamedTuple):
+    """A label in the pixels of the network's input, all (height, width); 0 where there is none.
+
+    Attributes:
+        depth_m: Depth z in metres.
+        source: ``Source`` codes.
+        confidence: 255 = certain.
+    """
+
+    depth_m: Float32[np.ndarray, "height width"]
+    source: UInt8[np.ndarray, "height width"]
+    confidence: UInt8[np.ndarray, "height width"]
+
+
+def warp_label(points: Points, input_T_label: Float[np.ndarray, "3 3"], height: int, width: int) -> WarpedLabel:
+    """A label in the pixels of the input: each of its points goes to the nearest one, and the nearest depth wins.
 
     Args:
-        depth_m: Depth, 0 = none.
-        codes: Maps that go with it, such as source codes and confidence.
+        points: The label's; of equal depths the first wins. They are certain where they have no confidence.
         input_T_label: Pixels of the input from pixels of the label; affine.
         height: Rows of the input.
         width: Its columns.
     """
-    out = np.zeros((height, width), np.float32)
-    out_codes = np.zeros((len(codes), height, width), np.uint8)
-    _warp(depth_m, codes, np.ascontiguousarray(input_T_label[:2]), out, out_codes)
-    return out, out_codes
+    confidence = np.full(len(points.u), CERTAIN, np.uint8) if points.confidence is None else points.confidence
+    affine = np.ascontiguousarray(input_T_label[:2])
+    out = WarpedLabel(np.zeros((height, width), np.float32), *np.zeros((2, height, width), np.uint8))
+    _warp(points.u, points.v, points.depth_m, points.source, confidence, affine, *out)
+    return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _warp(depth_m, codes, T, out, out_codes):  # type: ignore[no-untyped-def]
-    for v in range(depth_m.shape[0]):
-        for u in range(depth_m.shape[1]):
-            depth = depth_m[v, u]
-            if depth > 0:
-                column = int(np.floor(T[0, 0] * u + T[0, 1] * v + T[0, 2] + 0.5))
-                row = int(np.floor(T[1, 0] * u + T[1, 1] * v + T[1, 2] + 0.5))
-                inside = 0 <= row < out.shape[0] and 0 <= column < out.shape[1]
-                if inside and (out[row, column] == 0 or depth < out[row, column]):
-                    out[row, column] = depth
-                    for k in range(len(codes)):
-                        out_codes[k, row, column] = codes[k, v, u]
+def _warp(u, v, depth_m, source, confidence, T, out_m, out_source, out_confidence):  # type: ignore[no-untyped-def]
+    for i in range(len(u)):
+        column = int(np.floor(T[0, 0] * u[i] + T[0, 1] * v[i] + T[0, 2] + 0.5))
+        row = int(np.floor(T[1, 0] * u[i] + T[1, 1] * v[i] + T[1, 2] + 0.5))
+        inside = 0 <= row < out_m.shape[0] and 0 <= column < out_m.shape[1]
+        if inside and (out_m[row, column] == 0 or depth_m[i] < out_m[row, column]):
+            out_m[row, column] = depth_m[i]
+            out_source[row, column] = source[i]
+            out_confidence[row, column] = confidence[i]
 
 
 def bev_transform(config: AugmentationConfig, rng: np.random.Generator | None) -> Float[np.ndarray, "3 3"]:

@@ -1,7 +1,7 @@
 """Keyframes for the detector: images, calibration, depth labels of a pinned version, and boxes."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,24 +14,23 @@ from torch.utils.data import Dataset
 
 from catalog import Catalog, Version
 from dense_depth import InputError
-from dense_depth.datasets import DatasetConfig, open_dataset
-from dense_depth.datasets.nuscenes import DEFAULT_VERSION
-from dense_depth.datasets.scene import CameraFrame
+from dense_depth.datasets import DatasetConfig
+from dense_depth.datasets.scene import CameraFrame, Scene
 from dense_depth.geometry import SE3, invert
 from dense_depth.images import read_image
-from dense_depth.label import CERTAIN
 from training.detection.augmentation import (
     AugmentationConfig,
+    WarpedLabel,
     bev_transform,
     image_transform,
     transform_boxes,
     warp_image,
     warp_label,
 )
-from training.detection.boxes import Boxes, Keyframe, ground_truth
+from training.detection.boxes import Boxes, GroundTruth, class_of, ground_truth
 from training.models.lift import Cameras
 
-DepthSource = Literal["none", "lidar", "accumulated", "completed"]
+DepthKind = Literal["none", "lidar", "accumulated", "completed"]
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0 to 255
 
 
@@ -40,7 +39,7 @@ class DataConfig:
     """What to train on.
 
     Attributes:
-        of: The dataset; nuScenes' tables have the boxes.
+        of: The dataset; its scenes need tracks.
         depth_source: Kind of the depth labels.
         store: Folder or URL of the label store; not needed for "none".
         ref: The version of the labels: number, tag or "latest".
@@ -52,7 +51,7 @@ class DataConfig:
     """
 
     of: Annotated[DatasetConfig, tyro.conf.arg(name="")]
-    depth_source: DepthSource = "lidar"
+    depth_source: DepthKind = "lidar"
     store: str | None = None
     ref: str = "latest"
     train: tuple[str, ...] = ("train",)
@@ -100,7 +99,7 @@ class Batch(NamedTuple):
 class _Item:
     scene_token: str
     frames: tuple[tuple[CameraFrame, ...], ...]  # frames[t][n]; the key frame first
-    keyframe: Keyframe
+    truth: GroundTruth
 
 
 def open_version(config: DataConfig) -> Version | None:
@@ -123,35 +122,49 @@ class DetectionData(Dataset[Batch]):
         notes: What is left out or without a label, one line each.
     """
 
-    def __init__(self, config: DataConfig, names: Sequence[str], augment: bool, seed: int = 0):
-        """Lists the keyframes and checks that their labels are there.
+    def __init__(self, config: DataConfig, scenes: Iterable[Scene], augment: bool, seed: int = 0):
+        """Lists the keyframes of scenes and checks that their labels are there.
 
         Raises:
-            InputError: The dataset, the version or a scene cannot be used, or too many labels are missing.
+            InputError: No object or no keyframe can be learned from, the version cannot be used, or too many labels are
+                missing.
         """
-        if config.of.dataset != "nuscenes":
-            raise InputError(f"--dataset {config.of.dataset}: has no boxes of nuScenes' classes; train on nuscenes")
         self._config, self._augment, self._seed = config, augment, seed
-        keyframes = ground_truth(config.of.dataroot, config.of.version or DEFAULT_VERSION, names)
-        dataset = open_dataset(config.of)
         self.items: list[_Item] = []
         self.notes: list[str] = []
-        for scene in dataset.scenes(names):
-            of_camera = [scene.frames_of(camera) for camera in scene.cameras]
-            by_token = [{frame.sample_token: i for i, frame in enumerate(frames)} for frames in of_camera]
-            tokens = dict.fromkeys(frame.sample_token for frame in scene.frames)
-            complete = [token for token in tokens if all(token in index for index in by_token)]
-            if n_lacking := len(tokens) - len(complete):
-                self.notes.append(f"{scene.name}: {n_lacking} of {len(tokens)} keyframes left out, they lack a camera")
-            for token in complete:
-                frames = tuple(
-                    tuple(frames[max(index[token] - t, 0)] for frames, index in zip(of_camera, by_token))
-                    for t in range(config.past + 1)
-                )
-                self.items.append(_Item(scene.token, frames, keyframes[token]))
+        left_out: Counter[str] = Counter()
+        for scene in scenes:
+            self.items += self._list(scene)
+            for track in scene.tracks:
+                if class_of(track.category) is None:
+                    left_out[track.category] += len(track.boxes)
         if not self.items:
-            raise InputError(f"{config.of.dataroot}: no keyframes with all cameras in {', '.join(names)}")
+            raise InputError(f"{config.of.dataroot}: no keyframe of the scenes asked for has all cameras")
+        categories = ", ".join(f"{name} {n}" for name, n in sorted(left_out.items()))
+        if not any(len(item.truth.boxes.classes) for item in self.items):
+            raise InputError(
+                f"{config.of.dataroot}: the scenes asked for have no boxes of nuScenes' ten detection classes"
+                + (f" (only {categories})" if categories else "")
+                + "; detectors learn from a dataset with tracks"
+            )
+        if categories:
+            self.notes.append(f"boxes of none of the ten detection classes are left out: {categories}")
         self._labels = self._open_labels()
+
+    def _list(self, scene: Scene) -> Iterator[_Item]:
+        """The keyframes of a scene that have all of its cameras."""
+        of_camera = [scene.frames_of(camera) for camera in scene.cameras]
+        by_token = [{frame.sample_token: i for i, frame in enumerate(frames)} for frames in of_camera]
+        complete = [k for k in scene.keyframes if by_token and all(k.sample_token in index for index in by_token)]
+        if n_lacking := len(scene.keyframes) - len(complete):
+            n = len(scene.keyframes)
+            self.notes.append(f"{scene.name}: {n_lacking} of {n} keyframes left out, they lack a camera")
+        for keyframe in complete:
+            frames = tuple(
+                tuple(frames[max(index[keyframe.sample_token] - t, 0)] for frames, index in zip(of_camera, by_token))
+                for t in range(self._config.past + 1)
+            )
+            yield _Item(scene.token, frames, ground_truth(scene, keyframe))
 
     def _open_labels(self) -> Version | None:
         """The version, after checking that it has the labels."""
@@ -196,7 +209,7 @@ class DetectionData(Dataset[Batch]):
         # One change of a camera's images for all its frames, as it is one camera.
         transforms = [image_transform(f.height, f.width, augmentation, rng) for f in item.frames[0]]
         bev_T_ego = bev_transform(augmentation, rng)
-        ego_SE3_world = invert(item.keyframe.world_SE3_ego)
+        ego_SE3_world = invert(item.truth.world_SE3_ego)
 
         images = np.empty((len(item.frames), n_cameras, *size, 3), np.uint8)
         cameras = []
@@ -212,33 +225,31 @@ class DetectionData(Dataset[Batch]):
                 )
             )
         depth_m = np.zeros((n_cameras, *size), np.float32)
-        codes = np.zeros((n_cameras, 2, *size), np.uint8)
+        source, confidence = np.zeros((2, n_cameras, *size), np.uint8)
         for n, (frame, input_T_recorded) in enumerate(zip(item.frames[0], transforms)):
             if self._labels and (frame.sample_token, frame.camera) not in self._missing:
-                depth_m[n], codes[n] = self._label(frame, input_T_recorded, *size)
+                depth_m[n], source[n], confidence[n] = self._label(frame, input_T_recorded, *size)
         normalised = (torch.from_numpy(images).float() - torch.tensor(MEAN)) / torch.tensor(STD)
-        boxes, classes = item.keyframe.boxes
+        boxes, classes = item.truth.boxes
         return Batch(
             normalised.permute(0, 1, 4, 2, 3)[None],
             cameras,
             torch.from_numpy(depth_m)[None],
-            torch.from_numpy(codes[:, 0])[None],
-            torch.from_numpy(codes[:, 1])[None],
+            torch.from_numpy(source)[None],
+            torch.from_numpy(confidence)[None],
             [Boxes(transform_boxes(boxes, bev_T_ego), classes)],
             [item.frames[0][0].sample_token],
-            [item.keyframe.world_SE3_ego],
+            [item.truth.world_SE3_ego],
         )
 
     def _label(
-        self, frame: CameraFrame, input_T_recorded: np.ndarray, height: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Depth, and source and confidence, in the pixels of the input."""
+        self, frame: CameraFrame, input_T_recorded: Float[np.ndarray, "3 3"], height: int, width: int
+    ) -> WarpedLabel:
+        """The label of a camera frame in the pixels of the input."""
         assert self._labels
         label = self._labels.label_of(frame, self._config.depth_source)
-        size_ratio = label.depth_m.shape[1] / frame.width, label.depth_m.shape[0] / frame.height
-        confidence = np.full_like(label.source, CERTAIN) if label.confidence is None else label.confidence
-        input_T_label = input_T_recorded @ _resize(1 / size_ratio[0], 1 / size_ratio[1])
-        return warp_label(label.depth_m, np.stack([label.source, confidence]), input_T_label, height, width)
+        input_T_label = input_T_recorded @ _resize(frame.width / label.width, frame.height / label.height)
+        return warp_label(label.points(), input_T_label, height, width)
 
 
 def collate(samples: list[Batch]) -> Batch:

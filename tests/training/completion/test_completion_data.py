@@ -13,23 +13,11 @@ import pipelines.runner as runner
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.truth import read_truth
-from dense_depth.label import Label, Source
+from dense_depth.label import Source
 from pipelines.accumulate import Arguments, plan
-from training.completion.data import (
-    CompletionData,
-    Data,
-    Frame,
-    HideConfig,
-    Maps,
-    ViewConfig,
-    _lines,
-    _recoloured,
-    _rectangles,
-    augment,
-    hide_part,
-    read_frame,
-    trusted,
-)
+from training.completion.data import CompletionData, Data, read_frame
+from training.completion.hide import HideConfig, _lines, _rectangles, hide_part, trusted
+from training.completion.view import Maps, ViewConfig, augment
 from training.loop import Draws, batches
 
 HEIGHT, WIDTH = 112, 200  # of labels at half the size
@@ -295,80 +283,6 @@ def test_background_beside_an_edge_and_old_points_are_not_learned_from():
     np.testing.assert_array_equal(trusted(depth_m, source, age, HideConfig()), expected)
 
 
-# Where it is cut from
-
-
-def coordinates(height=HEIGHT, width=WIDTH):
-    """A frame in which every value says where it is; depth is 1 + column + row * width."""
-    v, u = np.indices((height, width))
-    depth_m = np.float32(1 + u + v * width)
-    K = np.array([[150.0, 0.0, 97.3], [0.0, 140.0, 51.8], [0.0, 0.0, 1.0]])
-    maps = depth_m, np.uint8(1 + (u + v) % 3), np.uint8((u + 7 * v) % 31)
-    label = Label.from_maps(*maps, K=K, sample_token="s", camera="c", timestamp_us=0)
-    return Frame(np.stack([v, u, 0 * u], -1).astype(np.uint8), label, label, depth_m + 0.5)
-
-
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-@pytest.mark.parametrize("scale", [1.0, 0.83])
-@pytest.mark.parametrize("view", [(64, 96), (112, 200), (128, 256)])
-def test_maps_are_cut_from_the_same_place(view, scale, flip):
-    """Also from a frame smaller than the view, where nothing is beyond."""
-    frame = coordinates()
-    places = set()
-    for seed in range(4):
-        config = ViewConfig(*view, scale=(scale, scale), colour=0.0, flip=flip)
-        out = augment(frame, config, np.random.default_rng(seed))
-        depth_m, source, age = out.label
-        assert out.image.shape == (*view, 3) and depth_m.shape == view
-        filled = depth_m > 0
-        size = (
-            (HEIGHT, WIDTH) if max(view) == 256 or view == (112, 200) else np.round(np.multiply((HEIGHT, WIDTH), scale))
-        )
-        assert filled.sum() == np.minimum(view, size).prod()
-        assert not any(x[~filled].any() for x in (source, age, out.image))
-        assert np.isnan(out.truth_m[~filled]).all() and not np.isnan(out.truth_m[filled]).any()  # not sky: not known
-        row, column = np.divmod(depth_m[filled].astype(int) - 1, WIDTH)
-        places.add((row[0], column[0]))
-        np.testing.assert_array_equal(source[filled], 1 + (row + column) % 3)
-        np.testing.assert_array_equal(age[filled], (column + 7 * row) % 31)
-        np.testing.assert_array_equal(out.single[0], depth_m)
-        true_row, true_column = np.divmod(out.truth_m[filled].astype(int) - 1, WIDTH)
-        exact = size[1] == WIDTH
-        for x, y in (row, true_row), (column, true_column), (row, out.image[filled, 0]), (column, out.image[filled, 1]):
-            assert np.abs(x - y.astype(int)).max() <= (0 if exact else 1)
-        v, u = np.nonzero(filled)
-        for x, old, axis in (u, column, 0), (v, row, 1):  # the rays of the pixels that they come from
-            ray, expected = (
-                (x - out.K[axis, 2]) / out.K[axis, axis],
-                (old - frame.label.K[axis, 2]) / frame.label.K[axis, axis],
-            )
-            np.testing.assert_allclose(ray, expected, atol=1e-12 if exact else 1.1 / frame.label.K[axis, axis])
-        assert np.sign(np.diff(column[v == 0])).mean() == (-1 if flip else 1)
-    if view == (64, 96):
-        assert len(places) == 4
-
-
-def test_scale_lies_in_its_range_and_keeps_the_view_full():
-    widths = []
-    for seed in range(30):
-        out = augment(coordinates(), ViewConfig(64, 96, scale=(0.3, 0.9), colour=0.0), np.random.default_rng(seed))
-        widths.append(abs(out.K[0, 0]) / 150)
-        assert (out.label[0] > 0).all()
-    assert 64 / HEIGHT - 0.01 <= min(widths) < 0.6 and 0.8 < max(widths) < 0.91
-
-
-def test_colours_change_and_nothing_else():
-    frame = coordinates()
-    image = frame.image.copy()
-    same = augment(frame, WHOLE, np.random.default_rng(0))
-    np.testing.assert_array_equal(same.image, image)
-    changed = [_recoloured(image, 0.5, np.random.default_rng(seed)) for seed in range(6)]
-    assert len({x.tobytes() for x in changed}) == 6
-    assert all(x.shape == image.shape and x.dtype == np.uint8 for x in changed)
-    np.testing.assert_array_equal(changed[3], _recoloured(image, 0.5, np.random.default_rng(3)))
-    np.testing.assert_array_equal(frame.image, image)
-
-
 def runs(kept, at):
     """Where bands begin and end along sorted values, without those cut at the ends."""
     edges = np.flatnonzero(np.diff(kept.astype(int)))
@@ -418,24 +332,3 @@ def test_lines_are_left_out_of_single_sweeps_only(frames):
         shown = data[4, 1].depth_m.numpy()
         np.testing.assert_array_equal(shown, np.where(shown > 0, label_m, 0))
         assert ((shown > 0).sum() == (label_m > 0).sum()) == all_shown
-
-
-# In which order
-
-
-@pytest.mark.parametrize("first", [0, 1, 23, 24, 61])
-def test_draws_go_on_from_anywhere(first):
-    whole = list(islice(Draws(12, seed=3), 100))
-    assert list(islice(Draws(12, seed=3, first=first), 100 - first)) == whole[first:]
-    assert [draw for _, draw in whole] == list(range(100))
-    epochs = [[frame for frame, _ in whole[i : i + 12]] for i in range(0, 96, 12)]
-    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) == 8
-    assert [frame for frame, _ in islice(Draws(12, seed=4), 12)] != epochs[0]
-
-
-@pytest.mark.parametrize("n_ranks", [2, 3, 5])
-def test_processes_share_the_draws(n_ranks):
-    whole = list(islice(Draws(7, seed=0, first=4), 30))
-    parts = [list(islice(Draws(7, 0, 4, rank, n_ranks), 30 // n_ranks)) for rank in range(n_ranks)]
-    assert [one for together in zip(*parts) for one in together] == whole

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dense_depth.completion.network import Prediction
-from training.completion.data import Sample
+from training.completion.hide import Sample
 from training.completion.loss import LossConfig, completion_loss, smoothness
 
 NAN = float("nan")

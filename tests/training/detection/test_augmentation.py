@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dense_depth.geometry import pixel_of
+from dense_depth.label import Points
 from training.detection.augmentation import (
     AugmentationConfig,
     bev_transform,
@@ -96,9 +97,16 @@ def test_equal_seeds_give_equal_changes():
 # Labels and images
 
 
+def points_of(depth_m, source, confidence=None):
+    """The points of maps, row by row."""
+    v, u = np.nonzero(depth_m)
+    codes = source[v, u], np.zeros(len(v), np.uint8), None if confidence is None else confidence[v, u]
+    return Points(u.astype(np.uint16), v.astype(np.uint16), depth_m[v, u], *codes)
+
+
 def warp_by_sorting(depth_m, codes, input_T_label, height, width):
-    """All pixels at once, the farthest written first."""
-    v, u = np.nonzero(depth_m > 0)
+    """All pixels at once, the farthest written first; of equal depths the first in row order last."""
+    v, u = (x[::-1] for x in np.nonzero(depth_m > 0))
     uv_px = np.column_stack([u, v, np.ones(len(u))]) @ input_T_label[:2].T
     column, row = pixel_of(uv_px).T
     order = np.argsort(-depth_m[v, u], kind="stable")
@@ -106,46 +114,50 @@ def warp_by_sorting(depth_m, codes, input_T_label, height, width):
     out, out_codes = np.zeros((height, width), np.float32), np.zeros((len(codes), height, width), np.uint8)
     out[row[order], column[order]] = depth_m[v, u][order]
     out_codes[:, row[order], column[order]] = codes[:, v, u][:, order]
-    return out, out_codes
+    return out, *out_codes
 
 
 @pytest.mark.parametrize("name", WARPS)
 @pytest.mark.parametrize("share", [0.03, 0.9])
-def test_labels_equal_brute_force(name, share):
-    """Depths are all different, so each code tells which pixel won."""
+@pytest.mark.parametrize("n_depths", [6000, 7])
+def test_labels_equal_brute_force(name, share, n_depths):
+    """With depths that are all different, and with many that are equal, each code tells which pixel won."""
     rng = np.random.default_rng(1)
-    depth_m = rng.permutation(np.linspace(2, 60, 60 * 100)).reshape(60, 100).astype(np.float32)
+    depth_m = rng.permutation(np.repeat(np.linspace(2, 60, n_depths), -(-6000 // n_depths))[:6000]).reshape(60, 100)
+    depth_m = depth_m.astype(np.float32)
     depth_m[rng.uniform(size=depth_m.shape) > share] = 0
     codes = rng.integers(1, 255, (2, 60, 100), np.uint8)
-    got = warp_label(depth_m, codes, WARPS[name], 40, 90)
+    got = warp_label(points_of(depth_m, *codes), WARPS[name], 40, 90)
     expected = warp_by_sorting(depth_m, codes, WARPS[name], 40, 90)
-    assert got[0].dtype == np.float32 and (got[0] > 0).sum() > 20
-    for a, b in zip(got, expected):
+    assert got.depth_m.dtype == np.float32 and (got.depth_m > 0).sum() > 20
+    for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_labels_by_hand():
     depth_m = np.array([[5, 0, 7, 3], [4, 6, 0, 0], [0, 0, 0, 2], [0, 0, 1, 0]], np.float32)
-    codes = np.arange(1, 17, dtype=np.uint8).reshape(1, 4, 4)
+    codes = np.arange(1, 17, dtype=np.uint8).reshape(4, 4)
+    points = points_of(depth_m, codes)
     half = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
-    near, (which,) = warp_label(depth_m, codes, half, 2, 2)
+    near, which, confidence = warp_label(points, half, 2, 2)
     np.testing.assert_array_equal(near, [[4, 3], [0, 1]])
     np.testing.assert_array_equal(which, [[5, 4], [0, 15]])
+    np.testing.assert_array_equal(confidence, [[255, 255], [0, 255]])  # a measured point is certain
     mirror = np.array([[-1.0, 0, 3], [0, 1, 0], [0, 0, 1]])
-    near, (which,) = warp_label(depth_m, codes, mirror, 4, 4)
+    near, which, _ = warp_label(points, mirror, 4, 4)
     np.testing.assert_array_equal(near, depth_m[:, ::-1])
-    np.testing.assert_array_equal(which, np.where(depth_m > 0, codes[0], 0)[:, ::-1])
-    assert warp_label(depth_m, np.empty((0, 4, 4), np.uint8), half, 2, 2)[1].shape == (0, 2, 2)
+    np.testing.assert_array_equal(which, np.where(depth_m > 0, codes, 0)[:, ::-1])
+    assert not np.any(warp_label(Points(*(x[:0] for x in points[:5])), half, 2, 2))
 
 
 def test_enlarging_loses_nothing():
     rng = np.random.default_rng(2)
     depth_m = rng.uniform(2, 60, (30, 50)).astype(np.float32)
-    codes = np.zeros((1, 30, 50), np.uint8)
+    points = points_of(depth_m, np.ones(depth_m.shape, np.uint8))
     for scale, degrees in ((1.0, 0), (1.3, 0), (1.5, 5.4), (2.0, 45)):
         there = similarity(scale, degrees, (0, 0))
         there[:2, 2] = [80.2, 70.3] - there[:2, :2] @ [24.5, 14.5]
-        larger = warp_label(depth_m, codes, there, 140, 160)[0]
+        larger = warp_label(points, there, 140, 160).depth_m
         np.testing.assert_array_equal(np.sort(larger[larger > 0]), np.sort(depth_m.ravel()))
 
 
@@ -159,11 +171,11 @@ def test_image_and_label_go_to_the_same_place(name):
     image = np.stack([u, v, np.full_like(u, 255)], -1)
     warped = warp_image(image, WARPS[name], 70, 100)
     random_m = np.random.default_rng(0).uniform(2, 60, u.shape).astype(np.float32)  # any pixel of several may win
-    depth_m, codes = warp_label(random_m, np.stack([u, v]), WARPS[name], 70, 100)
+    depth_m, *codes = warp_label(points_of(random_m, u, v), WARPS[name], 70, 100)
     whole = (depth_m > 0) & (warped[..., 2] == 255)  # no border between image and black
     assert whole.sum() > 1500
     scale = abs(np.linalg.det(WARPS[name])) ** 0.5
-    apart = warped[whole][:, :2].astype(float) - codes[:, whole].T
+    apart = warped[whole][:, :2].astype(float) - np.stack(codes)[:, whole].T
     assert np.abs(apart).max() <= 0.5 / scale * 2**0.5 + 1.01
     assert np.abs(apart.mean(0)).max() < 0.1
     assert not warp_image(image, similarity(1, 0, (500, 0)), 70, 100).any()

@@ -20,7 +20,7 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.geometry import invert, transform
 from pipelines.accumulate import Arguments, plan
 from training.detection.augmentation import AugmentationConfig
-from training.detection.boxes import ground_truth
+from training.detection.boxes import CLASSES, ground_truth
 from training.detection.data import MEAN, STD, DataConfig, DetectionData, _read, collate
 
 VERSION = "v1.0-synth"
@@ -44,7 +44,8 @@ def store(generated, tmp_path_factory):
 def opened(generated, store):
     def open_data(names=("synth-0000",), augment=False, seed=0, **changes):
         config = DataConfig(DatasetConfig("nuscenes", generated, VERSION), "lidar", store, augmentation=SMALL)
-        return DetectionData(changed(config, **changes), names, augment, seed)
+        config = changed(config, **changes)
+        return DetectionData(config, open_dataset(config.of).scenes(names), augment, seed)
 
     return open_data
 
@@ -71,9 +72,9 @@ def equal(a, b):
 # Which there are
 
 
-def test_keyframes_as_they_are(opened, generated, scene):
+def test_keyframes_as_they_are(opened, scene):
     """Without augmentation: boxes, poses and order of the ground truth, and calibration of the cameras."""
-    data, truth = opened(), ground_truth(generated, VERSION, ["synth-0000"])
+    data, truth = opened(), {k.sample_token: ground_truth(scene, k) for k in scene.keyframes}
     assert len(data) == 3 and data.notes == []
     for i, token in enumerate(truth):
         batch = data[i, 0]
@@ -279,7 +280,6 @@ def test_no_labels_need_no_store(opened):
 
 def test_options_that_will_not_do(opened, tmp_path):
     refused("^--depth-source lidar: needs --store", lambda: opened(store=None))
-    refused("^--dataset kitti-raw: ", lambda: opened(dataset="kitti-raw"))
     refused("no labels of kind completed", lambda: opened(depth_source="completed"))
     refused("no version 'good'", lambda: opened(ref="good"))
     refused("nothing", lambda: opened(("nothing",)))
@@ -297,23 +297,52 @@ def test_labels_of_another_image_are_refused(opened):
             f"^sample {frame.sample_token}, {frame.camera}: the label of 200x112 pixels is not the image of 400x2",
             lambda data=data, wrong=wrong: data._label(wrong, np.eye(3), HEIGHT, WIDTH),
         )
-        assert data._label(frame, np.eye(3), HEIGHT, WIDTH)[0].any()
+        assert data._label(frame, np.eye(3), HEIGHT, WIDTH).depth_m.any()
 
 
-def test_keyframes_that_lack_a_camera_are_left_out_and_noted(opened, monkeypatch):
-    class Lacking:
-        def __init__(self, *arguments):
-            self.whole = open_dataset(*arguments)
+def of(scenes, dataroot, **changes):
+    config = DataConfig(DatasetConfig("nuscenes", dataroot, VERSION), "none", augmentation=SMALL)
+    return DetectionData(changed(config, **changes), scenes, augment=False)
 
-        def scenes(self, names):
-            for scene in self.whole.scenes(names):
-                token = scene.frames[1].sample_token  # of the first camera's second frame
-                frames = [f for f in scene.frames if (f.sample_token, f.camera) != (token, "CAM_BACK")]
-                yield replace(scene, frames=tuple(frames))
 
-    whole = opened()
-    monkeypatch.setattr(data_module, "open_dataset", Lacking)
-    data = opened()
+def test_keyframes_that_lack_a_camera_are_left_out_and_noted(generated, scene):
+    token = scene.frames[1].sample_token  # of the first camera's second frame
+    frames = [f for f in scene.frames if (f.sample_token, f.camera) != (token, "CAM_BACK")]
+    data = of([replace(scene, frames=tuple(frames))], generated)
     assert data.notes == ["synth-0000: 1 of 3 keyframes left out, they lack a camera"]
-    tokens = [item.frames[0][0].sample_token for item in whole.items]
+    tokens = [keyframe.sample_token for keyframe in scene.keyframes]
     assert [item.frames[0][0].sample_token for item in data.items] == [tokens[0], tokens[2]]
+    refused("no keyframe of the scenes asked for has all cameras", lambda: of([], generated))
+
+
+def test_objects_of_no_class_are_counted_and_some_must_have_one(generated, scene):
+    n_cars = sum(len(track.boxes) for track in scene.tracks if track.category == "vehicle.car")
+    swapped = [replace(t, category="Tram" if t.category == "vehicle.car" else t.category) for t in scene.tracks]
+    data = of([replace(scene, tracks=tuple(swapped))], generated)
+    assert data.notes == [f"boxes of none of the ten detection classes are left out: Tram {n_cars}"] and n_cars > 5
+    for tracks, told in (
+        ([], r"classes; detectors learn from a dataset with tracks"),
+        ([t for t in swapped if t.category == "Tram"], rf"classes \(only Tram {n_cars}\); detectors learn"),
+    ):
+        tokens = {track.token for track in tracks}
+        keyframes = [replace(k, track_tokens=tuple(t for t in k.track_tokens if t in tokens)) for k in scene.keyframes]
+        without = replace(scene, tracks=tuple(tracks), keyframes=tuple(keyframes))
+        refused(told, lambda without=without: of([without], generated))
+
+
+def test_kitti_is_learned_from_too(recorded):
+    """Two vans, a cyclist and a pedestrian of its tracklets, each where the key sweep has points."""
+    config = DatasetConfig("kitti-raw", recorded / "kitti_raw")
+    (scene,) = open_dataset(config).scenes()
+    data = of([scene], config.dataroot, dataset="kitti-raw", version=None, past=0)
+    keyframe, batch = scene.keyframes[5], data[5, 0]
+    assert batch.sample_tokens == [keyframe.sample_token] and len(data) == len(scene.keyframes)
+    ((boxes, classes),) = batch.boxes
+    assert sorted(CLASSES[i] for i in classes) == ["bicycle", "car", "car", "pedestrian"]
+    sweep = next(s for s in scene.sweeps if s.token == scene.frames[5].key_sweep)
+    points = np.fromfile(sweep.path, np.float32).reshape(-1, 4)[:, :3].astype(np.float64)
+    ego = transform(invert(batch.world_SE3_ego[0]) @ sweep.world_SE3_sensor, points)
+    for x, y, z, length, width, height, yaw in boxes[:, :7].astype(np.float64):
+        c, s = np.cos(yaw), np.sin(yaw)
+        in_box = (ego - [x, y, z]) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        assert (np.abs(in_box) <= np.array([length, width, height]) / 2).all(1).sum() > 20

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dense_depth.geometry import invert, project, rotation_from_quaternion, se3, transform, unproject
+from dense_depth.label import Points
 from ext import BevGrid, build_index
 from training.detection.augmentation import (
     AugmentationConfig,
@@ -115,9 +116,8 @@ def test_label_pixels_are_lifted_into_their_cells(seed, parity):
     for n in range(2):
         v, u = rng.uniform(250, HEIGHT - 1, 400).round(), rng.uniform(0, WIDTH - 1, 400).round()
         z = rng.uniform(5, 62, 400).astype(np.float32)
-        label, codes = np.zeros((HEIGHT, WIDTH), np.float32), np.zeros((0, HEIGHT, WIDTH), np.uint8)
-        label[v.astype(int), u.astype(int)] = z
-        warped, _ = warp_label(label, codes, images[0, n], CONFIG.height, CONFIG.width)
+        label = Points(u.astype(np.uint16), v.astype(np.uint16), z, *np.ones((2, len(z)), np.uint8))
+        warped = warp_label(label, images[0, n], CONFIG.height, CONFIG.width).depth_m
         points = transform(mounts[0, n], unproject(K, np.column_stack([u, v]), z.astype(np.float64))) @ bevs[0].T
         for row, column in np.argwhere(warped)[:80]:
             of = np.flatnonzero(z == warped[row, column])

@@ -3,26 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetForImageClassification
 
 import training.models.bevdepth as model_module
-from dense_depth import InputError
 from dense_depth.geometry import invert, project, se3, transform
 from ext import BevGrid
 from training.depth.bins import DepthBins
-from training.models.bevdepth import (
-    BACKBONES,
-    BevDepth,
-    BevTrunk,
-    DepthNet,
-    ImageEncoder,
-    ModelConfig,
-    Neck,
-    camera_values,
-    open_backbone,
-)
+from training.models.backbone import ImageEncoder
+from training.models.bevdepth import BevDepth, BevTrunk, ModelConfig
+from training.models.depth_net import DepthNet, camera_values
 from training.models.lift import Cameras
 
 TINY = ModelConfig("resnet-tiny", None, neck=8, depth=16, context=8, trunk=8, bev_neck=4, past=1)
@@ -67,7 +56,7 @@ def test_sizes_of_the_reference():
     """R50 at 256x704 with one past frame, as REFERENCE lists them; nothing is computed."""
     config = ModelConfig()
     with torch.device("meta"):
-        encoder = ImageEncoder(config)
+        encoder = ImageEncoder(config.backbone, None, config.neck)
         features = encoder(torch.empty(6, 3, 256, 704))
         assert features.shape == (6, 512, 16, 44)
         logits, context = DepthNet(512, 512, 80, 112).eval()(features, torch.empty(6, 27))
@@ -84,103 +73,6 @@ def test_sizes_of_the_reference():
         model = BevDepth(config, bins, BevGrid())
     assert model.out_channels == 256
     assert model.depth_net.depth[-1].out_channels == 112 and model.trunk.stem[0].in_channels == 160
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_backbones(name):
-    with torch.device("meta"):
-        backbone = open_backbone(ModelConfig(name))
-        maps = backbone(torch.empty(1, 3, 256, 704)).feature_maps
-    sizes = BACKBONES[name]["hidden_sizes"]
-    assert [tuple(x.shape[1:]) for x in maps] == [(c, 256 // s, 704 // s) for c, s in zip(sizes, (4, 8, 16, 32))]
-    # Millions without the classifier.
-    published = {"resnet-18": 11.18, "resnet-50": 23.51, "resnet-101": 42.50, "convnext-tiny": 27.82}
-    if name in published:
-        assert abs(sum(p.numel() for p in backbone.parameters()) / 1e6 - published[name]) < 0.01
-
-
-def test_neck_stacks_levels():
-    """Each level alone fills its own channels, at its own place."""
-    neck = Neck([3, 4, 5, 6], [1 / 4, 1 / 2, 1, 2], 7).eval()
-    maps = [torch.zeros(1, c, 96 // s, 64 // s) for c, s in zip((3, 4, 5, 6), (4, 8, 16, 32))]
-    assert neck(maps).shape == (1, 28, 6, 4) and not neck(maps).any()
-    for level, x in enumerate(maps):
-        scale = x.shape[-1] / 4
-        touched = torch.zeros(6, 4, dtype=torch.bool)
-        for sign in (1, -1):  # a ReLU lets one of them pass
-            x[0, :, int(2 * scale), int(scale)] = sign
-            out = neck(maps)[0]
-            touched |= out[7 * level : 7 * level + 7].any(0)
-            assert not out[: 7 * level].any() and not out[7 * level + 7 :].any()
-        x.zero_()
-        expected = torch.zeros(6, 4, dtype=torch.bool)
-        size = max(1, round(1 / scale))
-        expected[2 : 2 + size, 1 : 1 + size] = scale >= 1
-        if scale < 1:
-            expected[2:4, :2] = True
-        assert torch.equal(touched, expected)
-
-
-def test_pretrained_backbones(tmp_path):
-    torch.manual_seed(0)
-    backbone = open_backbone(TINY)
-    backbone.save_pretrained(tmp_path / "tiny")
-    for config in (ModelConfig("resnet-tiny", str(tmp_path / "tiny")), ModelConfig(str(tmp_path / "tiny"))):
-        again = open_backbone(config)
-        assert again.channels == [16, 32, 64, 128]
-        assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), again.state_dict().values()))
-    # With a classifier, in fp16, as weights are often published.
-    classifier = ResNetForImageClassification(backbone.config).half()
-    classifier.save_pretrained(tmp_path / "classifier")
-    stored = open_backbone(ModelConfig("resnet-tiny", str(tmp_path / "classifier"))).state_dict()
-    expected = classifier.resnet.state_dict()
-    assert stored.keys() == expected.keys() and "embedder.embedder.convolution.weight" in stored
-    assert all(torch.equal(x, expected[name].to(x.dtype)) for name, x in stored.items())
-    assert stored["embedder.embedder.convolution.weight"].dtype == torch.float32
-
-
-def test_pretrained_convnext(tmp_path):
-    """A classifier's weights, as on the hub: all are taken, the norms behind the stages stay as they begin."""
-    torch.manual_seed(0)
-    sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
-    classifier = ConvNextForImageClassification(ConvNextConfig(**sizes))
-    classifier.save_pretrained(tmp_path)
-    backbone = open_backbone(ModelConfig(str(tmp_path)))
-    maps = backbone(torch.zeros(1, 3, 64, 96)).feature_maps
-    assert [tuple(x.shape[1:]) for x in maps] == [
-        (c, 64 // s, 96 // s) for c, s in zip((8, 16, 24, 32), (4, 8, 16, 32))
-    ]
-    stored, expected = backbone.state_dict(), classifier.convnext.state_dict()
-    shared = stored.keys() & expected.keys()
-    assert len(shared) > 30 and expected.keys() - shared == {"layernorm.weight", "layernorm.bias"}
-    assert all(torch.equal(stored[name], expected[name]) for name in shared)
-    for name in stored.keys() - shared:
-        assert "norms" in name and torch.equal(stored[name], torch.full_like(stored[name], name.endswith("weight")))
-    with pytest.raises(InputError, match="is no convnext-tiny"):
-        open_backbone(ModelConfig("convnext-tiny", str(tmp_path)))
-
-
-def test_backbones_that_cannot_be_had(tmp_path):
-    backbone = open_backbone(TINY)
-    for name in ("tiny", "damaged", "bare", "partial"):
-        backbone.save_pretrained(tmp_path / name)
-    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "bare" / "model.safetensors").unlink()
-    path = tmp_path / "partial" / "model.safetensors"
-    state = load_file(path)
-    del state["embedder.embedder.convolution.weight"]
-    save_file(state, path, {"format": "pt"})
-    for config, reason in (
-        (ModelConfig("resnet-18", str(tmp_path / "tiny")), "tiny: is no resnet-18; name one of"),
-        (ModelConfig("resnet-18", str(tmp_path / "nothing")), "nothing: .*; name one of resnet-tiny, resnet-18"),
-        (ModelConfig(str(tmp_path / "nothing")), "backbone .*nothing: "),
-        (ModelConfig(str(tmp_path / "damaged")), "backbone .*damaged: "),
-        (ModelConfig(str(tmp_path / "bare")), "backbone .*bare: "),
-        (ModelConfig(str(tmp_path / "partial")), "partial: lacks 1 weights, such as embedder.embedder.convolution"),
-    ):
-        with pytest.raises(InputError, match=reason) as error:
-            open_backbone(config)
-        assert "\n" not in str(error.value)
 
 
 def test_camera_values_are_in_the_order_of_the_reference():
