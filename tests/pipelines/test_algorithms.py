@@ -66,7 +66,7 @@ def exact_scene(folder) -> Scene:
         points = world - sensor
         path = folder / f"{i}.bin"
         np.column_stack([points, np.zeros((len(points), 2))]).astype(np.float32).tofile(path)
-        sweeps.append(Sweep(f"s{i}", path, 5, t, at(*sensor), (2.0, 1.0)))
+        sweeps.append(Sweep(f"s{i}", path, 5, t, at(*sensor), ()))
     image = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3)
     Image.fromarray(image).save(folder / "k.png")
     K = np.array([[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
@@ -78,7 +78,8 @@ def exact_scene(folder) -> Scene:
 def accumulated(scene: Scene, kind: str = "accumulated", **changes):
     """The content of a shard."""
     visibility = VisibilityConfig(visibility="none" if kind == "lidar" else "quadrants")
-    recipe = accumulate.Recipe(kind, 1.0, AccumulationConfig(past_s=0.5, future_s=0.5, **changes), visibility, 1)
+    config = AccumulationConfig(past_s=0.5, future_s=0.5, ego_crop_m=(2.0, 1.0), **changes)
+    recipe = accumulate.Recipe(kind, 1.0, config, visibility, 1)
     (made,) = accumulate.make_labels((scene, recipe), SHARDS)
     return made.content
 
