@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from ext import backends, bev_pool, build, reference, zbuffer
+from ext import backends, bev_pool, build, reference
 from ext.index import BevGrid, build_index
 
 # For fp16 and bf16, one rounding of a gradient.
@@ -30,10 +30,6 @@ def main() -> int:
             wrong |= not ok
             shown = ", ".join(f"{str(dtype)[6:]} {error:.1e}" for dtype, error in errors.items())
             print(f"{name:14s} live on {device}: {'ok' if ok else 'WRONG'}, largest error against float64: {shown}")
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        ok = check_zbuffer(device)
-        wrong |= not ok
-        print(f"{'z-buffer':14s} {device}: {'equals torch bit for bit' if ok else 'WRONG'}")
     return int(wrong)
 
 
@@ -55,20 +51,6 @@ def check(backend: str, device: str, dtype: torch.dtype) -> float:
     truths = [truth, *torch.autograd.grad(truth, exact, upstream.double())]
     pairs = [(a.detach().cpu(), b.detach()) for a, b in zip(results, truths, strict=True)]
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-
-
-def check_zbuffer(device: str) -> bool:
-    """Whether compiled and plain code draw the same z-buffer."""
-    generator = torch.Generator().manual_seed(0)
-    xyz = (torch.rand(3, 20_000, generator=generator) - 0.5) * 100
-    T = torch.tensor([[60.0, 0, 40, 3], [0, 60, 30, 2], [0, 0, 1, 0.5]]).repeat(2, 1, 1)
-    start, stop = torch.tensor([0, 12_000]), torch.tensor([12_000, 20_000])
-    source = torch.tensor([1, 3], dtype=torch.uint8)
-    xyz, start, stop, T, source = (t.to(device) for t in (xyz, start, stop, T, source))
-    both = [zbuffer.new_keys(60, 80, device) for _ in range(2)]
-    for keys, backend in zip(both, ("auto", "torch"), strict=True):
-        zbuffer.splat(xyz, start, stop, T, source, keys, backend)
-    return bool((both[0].cpu() == both[1].cpu()).all()) and bool((both[0].cpu() != zbuffer.EMPTY_KEY).any())
 
 
 if __name__ == "__main__":

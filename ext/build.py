@@ -22,12 +22,11 @@ FOLDER = Path(__file__).parent / "lib"
 X86_64_V3 = {"abm", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
 X86_64_V4 = {*X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
-UNITS = {  # the z-buffer rounds every product, pooling none
+UNITS = {  # the index rounds every product, pooling none
     "pool_cpu.cpp": ["-ffp-contract=fast", "-Wno-psabi"],
     "index_cpu.cpp": ["-ffp-contract=off"],
-    "zbuffer_cpu.cpp": ["-ffp-contract=off"],
 }
-CUDA_UNITS = ["pool_cuda.cu", "zbuffer_cuda.cu"]
+CUDA_UNITS = ["pool_cuda.cu"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "--shared", "-Xcompiler", "-fPIC", "--threads", "0"]
 CUDA_ARCHITECTURES = (80, 90, 100)
 

@@ -202,6 +202,9 @@ def _check_size(shape: "torch.Size | tuple[int, ...]", grid_shape: tuple[int, in
 class IndexCache:
     """The indices used last, by the content of what they depend on. One of BEVDepth's frustum takes 4 MB per sample.
 
+    For a detector at work, whose cameras are mounted once and for all. The trainer has no use for it: augmentation and
+    the motion between exposures give every sample a calibration of its own.
+
     Attributes:
         hits: Requests that found their index.
         misses: Requests that built it.

@@ -19,7 +19,6 @@ _CPU = {
     "bev_pool_backward_float64": "ppppllilli" + "ppi",
     "bev_cells": "pllpppipi",
     "bev_sort": "plillpppp",
-    "zbuffer_splat": "plppppiiiffp",
 }
 _DTYPES = [  # of context, depth and output
     *((name, name, name) for name in ("float32", "float64")),
@@ -34,7 +33,6 @@ _CUDA = {
     **{f"bev_pool_forward_cuda_{'_'.join(dtypes)}": "ppppppilllli" + "pip" for dtypes in _DTYPES},
     **{f"bev_pool_backward_cuda_{'_'.join(dtypes)}": "ppppllilli" + "ppip" for dtypes in _DTYPES},
     "bev_pool_cuda_ready": "i",
-    "zbuffer_splat_cuda": "plppppiiiffpip",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ext import backends, build, index_of_cells, library, zbuffer
+from ext import backends, build, index_of_cells, library
 from ext.library import Library
 
 EMULATION = Path(__file__).parent / "cuda_on_cpu"
@@ -83,16 +83,3 @@ def test_kernels_give_the_bits_of_the_cpu_library(kernels, monkeypatch, shape, c
         results[backend] = out, *grads
     for ours, theirs in zip(results["cuda"], results["cpu"]):
         assert ours.dtype == theirs.dtype and (ours == theirs).all()
-
-
-def test_zbuffer_kernel_gives_the_keys_of_the_cpu_library(kernels):
-    generator = torch.Generator().manual_seed(0)
-    xyz = (torch.rand(3, 3000, generator=generator) - 0.5) * 60
-    start, stop = torch.tensor([0, 1000, 1000, 1700]), torch.tensor([1000, 1000, 1500, 3000])
-    transforms = torch.tensor([[60.0, 0, 40, 3], [0, 60, 30, 2], [0, 0, 1, 0.5]]).repeat(4, 1, 1)
-    segments = xyz, start, stop, transforms, torch.tensor([1, 2, 3, 2], dtype=torch.uint8)
-    keys = [zbuffer.new_keys(60, 80) for _ in range(2)]
-    zbuffer.splat(*segments, keys[0], backend="cpu")
-    sizes = 4, 60, 80, zbuffer.NEAR_M, zbuffer.FAR_M
-    kernels.call("zbuffer_splat_cuda", xyz, 3000, *segments[1:], *sizes, keys[1], 0, 0)
-    assert (keys[0] == keys[1]).all() and (keys[0] != zbuffer.EMPTY_KEY).sum() > 100
