@@ -46,8 +46,8 @@ class Points(NamedTuple):
         depth_m: z in metres, above 0.
         source: ``Source`` codes, never NONE.
         age: Time between camera and sweep in 0.1 s, before or after; 31 stands for 3.1 s and more.
-        confidence: 255 x the chance that a depth is right, ``CERTAIN`` where it was measured; None where a kind has
-            none.
+        confidence: 255 x the chance that a depth is right, above 0, ``CERTAIN`` where it was measured; None where a
+            kind has none.
     """
 
     u: UInt16[np.ndarray, " n"]

@@ -52,13 +52,10 @@ def pack(label: Label) -> Lists:
     column_gap, depth_step, code = np.empty(n, np.uint16), np.empty(n, np.uint16), np.empty(n, np.uint8)
     u, v, depth_m, source, age = columns[:5]
     into = row_start, column_gap, depth_step, code, confidence
-    fitting = _pack(u, v, depth_m, source, age, given, label.width, *into)
-    if fitting < n:
-        values = ", ".join(f"{name} {column[fitting]}" for name, column in zip(Points._fields, columns))
+    if not _pack(u, v, depth_m, source, age, given, label.width, *into):
         raise ValueError(
-            f"the point with {values} is not inside the image and after the one before in row order, or its depth is "
-            f"not in [1/512, {MAX_DEPTH_M}) m, its source not 1 to {_LAST_SOURCE}, its age above {MAX_AGE} or its "
-            "confidence 0"
+            f"points must lie inside the image, in row order, with a depth in [1/512, {MAX_DEPTH_M}) m, a source of 1 to "
+            f"{_LAST_SOURCE}, an age of at most {MAX_AGE} and a confidence above 0"
         )
     return Lists(row_start, column_gap, depth_step, code, None if points.confidence is None else confidence)
 
@@ -83,48 +80,61 @@ def unpack(lists: Lists, width: int) -> Points:
 def _pack(  # type: ignore[no-untyped-def]
     u, v, depth_m, source, age, confidence, width, row_start, column_gap, depth_step, code, confidence_out
 ):
-    """Fills the lists, and returns how many points fit: all, or the number of those before the first that does not."""
+    """Fills the lists, and returns whether the points can be stored. Simple loops, which the compiler vectorises."""
     n, height = len(u), len(row_start) - 1
-    at_measured = at_completed = 0
+    bad, at = False, 0
+    for row in range(height):
+        row_start[row] = start = at
+        while at < n and v[at] == row:
+            at += 1
+        before = -1
+        for i in range(start, at):
+            column = np.int32(u[i])
+            bad |= column <= before
+            column_gap[i] = column - before
+            before = column
+        if at > start:
+            bad |= before >= width
+            column_gap[start] = u[start]
+    row_start[height] = at
+    bad |= at != n  # a row that is not in order, or outside
+    depths, at_completed = np.empty(n, np.int32), 0
     for i in range(n):
-        at_completed += source[i] != _COMPLETED
-    row, column = 0, -1
-    row_start[0] = 0
-    for i in range(n):
-        for r in range(row, min(int(v[i]), height - 1)):
-            row_start[r + 1] = i
-            column = -1
-        # Exact in float64, where float32 would round 0.49999997 up. Not a number gives 0.
-        depth = int(np.float64(depth_m[i]) * DEPTH_STEPS_PER_M + 0.5) if 0 < depth_m[i] < MAX_DEPTH_M else 0
-        in_order = row <= v[i] < height and column < u[i] < width
-        known = depth > 0 and 1 <= source[i] <= _LAST_SOURCE and age[i] <= MAX_AGE
-        if not (in_order and known and (len(confidence) == 0 or confidence[i] > 0)):
-            return i
-        row = int(v[i])
-        column_gap[i] = int(u[i]) - max(column, 0)
-        column = int(u[i])
+        metres = depth_m[i]
+        in_range = (metres > 0) & (metres < MAX_DEPTH_M)  # false for nan
+        # Exact in float64, where float32 would round 0.49999997 up.
+        depths[i] = np.int32(np.float64(metres if in_range else np.float32(0)) * DEPTH_STEPS_PER_M + 0.5)
+        bad |= (depths[i] == 0) | (source[i] < 1) | (source[i] > _LAST_SOURCE) | (age[i] > MAX_AGE)
         code[i] = source[i] << AGE_BITS | age[i]
-        if source[i] == _COMPLETED:
-            at = at_completed
-            at_completed += 1
-        else:
-            at = at_measured
-            at_measured += 1
-        depth_step[at] = depth
+        at_completed += source[i] != _COMPLETED
+    for i in range(len(confidence)):
+        bad |= confidence[i] == 0
+    if bad:
+        return False
+    if at_completed < n:
+        depths = _measured_first(depths, source, at_completed, np.empty(n, np.int32))
         if len(confidence):
-            confidence_out[at] = confidence[i]
-    row_start[row + 1 :] = n
-    before = 0
+            _measured_first(confidence, source, at_completed, confidence_out)
+    else:
+        confidence_out[:] = confidence
+    half = np.int32(MODULUS // 2)
     for i in range(n):
-        depth = int(depth_step[i])
-        step = depth - before
-        before = depth
-        if step > MODULUS // 2:
-            step -= MODULUS
-        elif step < -(MODULUS // 2):
-            step += MODULUS
-        depth_step[i] = 2 * step if step >= 0 else -2 * step - 1
-    return n
+        step = depths[i] - (depths[i - 1] if i else np.int32(0))
+        step += np.int32(MODULUS) * (np.int32(step < -half) - np.int32(step > half))
+        depth_step[i] = (step << 1) ^ (step >> 31)
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _measured_first(values, source, at_completed, out):  # type: ignore[no-untyped-def]
+    """The values of measured points, then those of completed ones."""
+    at_measured = 0
+    for i in range(len(values)):
+        is_completed = source[i] == _COMPLETED
+        out[at_completed if is_completed else at_measured] = values[i]
+        at_completed += is_completed
+        at_measured += not is_completed
+    return out
 
 
 @numba.njit(cache=True, nogil=True)
@@ -133,44 +143,45 @@ def _unpack(  # type: ignore[no-untyped-def]
 ):
     """Fills the points, and returns whether the lists are those of a label."""
     n, height = len(code), len(row_start) - 1
-    if row_start[0] != 0 or row_start[height] != n:
-        return False
-    at_measured = at_completed = 0
-    for i in range(n):
-        at_completed += code[i] >> AGE_BITS != _COMPLETED
-    depths = np.empty(n, np.uint16)
-    depth = 0
-    for i in range(n):
-        step = int(depth_step[i])
-        if step == MODULUS:
-            return False
-        depth += -((step + 1) >> 1) if step & 1 else step >> 1
-        if depth < 0:
-            depth += MODULUS
-        elif depth >= MODULUS:
-            depth -= MODULUS
-        depths[i] = depth
+    bad = (row_start[0] != 0) | (row_start[height] != n)
     for row in range(height):
-        start, stop = int(row_start[row]), int(row_start[row + 1])
-        if stop < start or stop > n:
-            return False
-        column = -1
-        for i in range(start, stop):
+        bad |= row_start[row + 1] < row_start[row]
+    if bad:  # only now can offsets be used
+        return False
+    for row in range(height):
+        column = np.int64(-1)
+        for i in range(row_start[row], row_start[row + 1]):
             before = column
-            column = max(column, 0) + int(column_gap[i])
-            source[i], age[i] = code[i] >> AGE_BITS, code[i] & MAX_AGE
-            if source[i] == _COMPLETED:
-                at = at_completed
-                at_completed += 1
-            else:
-                at = at_measured
-                at_measured += 1
-            if not (before < column < width and depths[at] > 0 and 1 <= source[i] <= _LAST_SOURCE):
-                return False
+            column = max(column, 0) + np.int64(column_gap[i])
+            bad |= column <= before
             u[i], v[i] = column, row
-            depth_m[i] = np.float32(depths[at]) * np.float32(1 / DEPTH_STEPS_PER_M)
-            if len(stored):
-                if stored[at] == 0:
-                    return False
-                confidence[i] = stored[at]
-    return True
+        bad |= column >= width
+    at_completed = 0
+    for i in range(n):
+        source[i], age[i] = code[i] >> AGE_BITS, code[i] & MAX_AGE
+        bad |= (source[i] < 1) | (source[i] > _LAST_SOURCE)
+        at_completed += source[i] != _COMPLETED
+    depths, total = np.empty(n, np.float32), np.uint64(0)
+    for i in range(n):
+        step = np.uint64(depth_step[i])
+        bad |= step == MODULUS
+        total += (
+            np.uint64(MODULUS) - ((step + np.uint64(1)) >> np.uint64(1))
+            if step & np.uint64(1)
+            else step >> np.uint64(1)
+        )
+        depth = total % np.uint64(MODULUS)
+        bad |= depth == 0
+        depths[i] = np.float32(depth) * np.float32(1 / DEPTH_STEPS_PER_M)
+    for i in range(len(stored)):
+        bad |= stored[i] == 0
+    at_measured = 0
+    for i in range(n):
+        is_completed = source[i] == _COMPLETED
+        at = at_completed if is_completed else at_measured
+        depth_m[i] = depths[at]
+        if len(stored):
+            confidence[i] = stored[at]
+        at_completed += is_completed
+        at_measured += not is_completed
+    return not bad
