@@ -60,6 +60,7 @@ FIGURES = (
     Figure("mean_confidence", "confidence", "%", 2, None, ("made",)),
     Figure("hidden_fraction", "hidden", "%", 2, None, ("made",)),
     Figure("dropped_moving", "dropped:\nmoving", "", 0, None, ("made",)),
+    Figure("behind_dropped", "behind\ndropped", "", 0, None, ("made",)),  # pixels; nothing there is labelled
     Figure("dropped_unknown_pose", "dropped:\nno pose", "", 0, "low", ("made",)),
     Figure("dropped_ego", "dropped:\nego", "", 0, None, ("made",)),
     Figure("dropped_range", "dropped:\nrange", "", 0, None, ("made",)),

@@ -12,7 +12,7 @@ import enum
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -54,7 +54,7 @@ class AccumulationConfig:
         past_s: Use sweeps up to this long before the camera's time.
         future_s: Use sweeps up to this long after the camera's time.
         dynamics: Points on moving objects are carried along the object's boxes to the camera's time ("boxes"),
-            dropped ("drop"), or left where the sweep saw them ("none").
+            dropped with all that lies behind the boxes ("drop"), or left where the sweep saw them ("none").
         ego_crop_m: Points nearer to the sensor than this both along its x and its y axis lie on the ego vehicle; if not
             given, what the dataset says of its vehicle (``Sweep``).
         min_range_m: Nearest range from the sensor.
@@ -129,7 +129,7 @@ def cut_sweep(
     if out is None:
         out = np.empty((3, len(points)), np.float32)
     sensor_SE3_box = invert(world_SE3_sensor) @ np.array([box.world_SE3_box for box in boxes]).reshape(-1, 4, 4)
-    lower, upper = _box_bounds(boxes, config.box_margin_m)
+    lower, upper = _bounds([box.size_lwh_m for box in boxes], config.box_margin_m)
     if config.ego_crop_m is not None:
         x_m, y_m = config.ego_crop_m
         ego_crops = [Crop((-x_m, x_m), (-y_m, y_m))]
@@ -145,20 +145,21 @@ def cut_sweep(
         config.dynamics == "drop",
         out,
     )
-    return Cut(reason, reason_counts, out[:, : start[-1]], start, bounds, _box_corners(lower, upper))
+    return Cut(reason, reason_counts, out[:, : start[-1]], start, bounds, box_corners(lower, upper))
 
 
-def _box_bounds(
-    boxes: Sequence[Box], margin_m: float
+def _bounds(
+    sizes_lwh_m: Sequence[np.ndarray] | Float[np.ndarray, "boxes 3"], margin_m: float
 ) -> tuple[Float[np.ndarray, "boxes 3"], Float[np.ndarray, "boxes 3"]]:
     """Lowest and highest coordinates of what belongs to each box, in its frame, float32."""
-    half = np.array([box.size_lwh_m for box in boxes], np.float32).reshape(-1, 3) / 2
+    half = np.array(sizes_lwh_m, np.float32).reshape(-1, 3) / 2
     lower, upper = -half - np.float32(margin_m), half + np.float32(margin_m)
     lower[:, 2] = -half[:, 2]
     return lower, upper
 
 
-def _box_corners(lower: np.ndarray, upper: np.ndarray) -> Float[np.ndarray, "boxes 8 3"]:
+def box_corners(lower: np.ndarray, upper: np.ndarray) -> Float[np.ndarray, "boxes 8 3"]:
+    """The corners of boxes with these lowest and highest coordinates."""
     picks = np.array([[(i >> axis) & 1 for axis in range(3)] for i in range(8)], bool)
     return np.where(picks, upper[:, None], lower[:, None])
 
@@ -296,6 +297,20 @@ def _comes_near(xs, ys, zs, centre, radius_sq):  # type: ignore[no-untyped-def]
     return n > 0
 
 
+class Occluders(NamedTuple):
+    """The boxes of dropped objects at the time of a label: what lies behind them is not seen.
+
+    Attributes:
+        ref_SE3_box: Of each box.
+        lower: Lowest coordinates in each box's frame, with the margin of ``AccumulationConfig``.
+        upper: Highest ones.
+    """
+
+    ref_SE3_box: Float[np.ndarray, "boxes 4 4"]
+    lower: Float[np.ndarray, "boxes 3"]
+    upper: Float[np.ndarray, "boxes 3"]
+
+
 @dataclass(frozen=True)
 class Selection:
     """Segments that make one label, and how each gets into the camera.
@@ -308,6 +323,7 @@ class Selection:
         age: Per selected segment: time between its sweep and this label, see ``age_of``.
         n_sweeps: How many sweeps are in the window.
         n_unknown_pose: Points on objects that have no pose at this time; they are left out.
+        occluders: Boxes of the objects whose points were dropped; none where nobody knows the box at this time.
     """
 
     segments: Int[np.ndarray, " selected"]
@@ -317,6 +333,7 @@ class Selection:
     age: UInt8[np.ndarray, " selected"]
     n_sweeps: int
     n_unknown_pose: int
+    occluders: Occluders
 
     @property
     def code(self) -> UInt8[np.ndarray, " selected"]:
@@ -383,8 +400,7 @@ class SceneCloud:
         self._sweep_of, self._track_of = sweep_of[filled], track_of[filled]
 
         times_us = sorted({frame.timestamp_us for frame in frames})
-        poses, _, is_known = poses_at(self._tracks, times_us, config.extrapolate_s)
-        self._poses_at = dict(zip(times_us, zip(poses, is_known)))
+        self._poses_at = dict(zip(times_us, zip(*poses_at(self._tracks, times_us, config.extrapolate_s))))
 
     def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
@@ -435,9 +451,10 @@ class SceneCloud:
         if missing := [i for i in window if not self._is_read[i]]:
             raise ValueError(f"{len(missing)} sweeps of the window around {timestamp_us} us have not been read")
         if timestamp_us not in self._poses_at:
-            poses, _, is_known = poses_at(self._tracks, [timestamp_us], self._config.extrapolate_s)
-            self._poses_at[timestamp_us] = poses[0], is_known[0]
-        world_SE3_box, is_known = self._poses_at[timestamp_us]
+            poses, sizes, is_known = poses_at(self._tracks, [timestamp_us], self._config.extrapolate_s)
+            self._poses_at[timestamp_us] = poses[0], sizes[0], is_known[0]
+        world_SE3_box, sizes, is_known = self._poses_at[timestamp_us]
+        occludes = is_known & (self._config.dynamics == "drop")
 
         position = np.full(len(self._times_us), -1)  # of each sweep in the window
         position[window] = np.arange(len(window))
@@ -457,6 +474,7 @@ class SceneCloud:
             age_of(self._times_us[window] - timestamp_us)[sweep],
             len(window),
             int((self.stop - self.start)[unknown].sum()),
+            Occluders(ref_SE3_world @ world_SE3_box[occludes], *_bounds(sizes[occludes], self._config.box_margin_m)),
         )
 
     def count_reasons(self, frames: Sequence[CameraFrame]) -> Int[np.ndarray, " reasons"]:

