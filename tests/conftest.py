@@ -185,6 +185,11 @@ def root(cat) -> Path:
     return Path(cat.store.url)
 
 
+def let_workers_import(monkeypatch, test: str) -> None:
+    """Processes that a job starts find what a test's file defines."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(test).parent), os.environ["PYTHONPATH"]]))
+
+
 def changed(options, **changes):
     """Options of a job or of data with some of them changed, those of the dataset among them."""
     name = "of" if hasattr(options, "of") else "data"

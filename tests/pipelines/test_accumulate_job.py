@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import changed, write_poses
+from conftest import changed, let_workers_import, write_poses
 
 import pipelines.runner as runner
 from catalog import Catalog
@@ -175,9 +175,7 @@ def test_a_shard_that_always_fails_is_listed_and_nothing_is_committed(generated,
 
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(generated, reference, tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
-    )  # workers import Fault
+    let_workers_import(monkeypatch, __file__)  # Fault
     report = run(arguments(generated, tmp_path / "s"), Fault(tmp_path / "marker", 2, "kill"), workers=2)
     assert len(list(tmp_path.glob("marker*"))) == 2, report
     assert report.manifest == reference.manifest and not report.failed
