@@ -14,7 +14,7 @@ from dense_depth.synthetic import Faults, SynthConfig, generate
 
 FAULTS = {
     "none": Faults(),
-    "planar poses (nuScenes has them)": Faults(planar_poses=True),
+    "planar poses: no z, roll, pitch": Faults(planar_poses=True),
     "pose noise 5 cm": Faults(pose_noise_m=0.05),
     "pose noise 0.2 degrees": Faults(pose_noise_deg=0.2),
     "pose drift 0.1 m/s": Faults(pose_drift_mps=0.1),

@@ -1,6 +1,5 @@
 """Look at, name, check and clean the versions of a label store: ``python -m catalog --store S log``."""
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dense_depth import InputError
+from dense_depth.options import check_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,11 +134,12 @@ class Expire:
     dry_run: bool = False
     """Only list what would go."""
 
+    def __post_init__(self) -> None:
+        check_options(self, {"keep_last": 1, "older_than_days": 0})
+
     def run(self, catalog: "Catalog") -> int:
         """Marks the versions, and lists them."""
-        if self.keep_last < 1:
-            raise InputError(f"--keep-last {self.keep_last}: must be one or more")
-        age_s = _seconds("--older-than-days", self.older_than_days, 24 * 3600)
+        age_s = self.older_than_days * 24 * 3600
         numbers = catalog.expire(keep_last=self.keep_last, older_than_s=age_s, dry_run=self.dry_run)
         print(*(f"version {number}" for number in numbers), sep="\n", end="\n" if numbers else "")
         print(f"{len(numbers)} {'would expire' if self.dry_run else 'expired; gc deletes what only they needed'}")
@@ -157,10 +158,12 @@ class Gc:
     older_than_h: float = 24.0
     """Keep what was written in the last so many hours; more than any job takes from one shard to the next."""
 
+    def __post_init__(self) -> None:
+        check_options(self, {"older_than_h": 0})
+
     def run(self, catalog: "Catalog") -> int:
         """Deletes, and lists what was deleted."""
-        age_s = _seconds("--older-than-h", self.older_than_h, 3600)
-        paths = catalog.gc(older_than_s=age_s, dry_run=self.dry_run)
+        paths = catalog.gc(older_than_s=self.older_than_h * 3600, dry_run=self.dry_run)
         print(*paths, sep="\n", end="\n" if paths else "")
         print(f"{len(paths)} {'would be deleted' if self.dry_run else 'deleted'} (older than {self.older_than_h:g} h)")
         return 0
@@ -177,21 +180,14 @@ class Arguments:
 
 def main() -> int:
     """Runs one command; returns the exit status."""
-    arguments = tyro.cli(Arguments, prog="python -m catalog", config=(tyro.conf.CascadeSubcommandArgs,))
     try:
+        arguments = tyro.cli(Arguments, prog="python -m catalog", config=(tyro.conf.CascadeSubcommandArgs,))
         from catalog import Catalog
 
         return arguments.command.run(Catalog(arguments.store))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _seconds(option: str, age: float, unit_s: float) -> float:
-    """An age in seconds; raises InputError for none."""
-    if not (math.isfinite(age) and age >= 0):
-        raise InputError(f"{option} {age}: must be zero or more")
-    return age * unit_s
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, str, str]:

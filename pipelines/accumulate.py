@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from catalog.manifest import Row
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
@@ -29,6 +30,12 @@ from pipelines.runner import Job, Made, PlannedShard, run_job
 
 ALGORITHM = 2  # raised when the labels of the same input change: older shards are then made again
 BYTES_PER_LABELLED_PIXEL = 3.0  # of a sparse label on disk
+# Share of the labelled pixels of a shard that the visibility test hides, as it is by default. Where the poses are right
+# it hides 13 % of KITTI with SLAM's poses and 19 % with GPS (25 % of the worst frame, 22 % with three seconds of sweeps
+# each way), up to 15 % of PandaSet and up to 23 % of the generated city. With poses stretched by 0.5 or 1.5 it hides
+# 31 % and 37 %, late by five frames 38 %, inverted or transposed 57 %, with swapped axes 78 %. Of smaller labels it
+# hides less, whatever the poses.
+SUSPICIOUS_HIDDEN, REFUSED_HIDDEN = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -138,8 +145,27 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         load=lambda name: (next(dataset.scenes([name])), recipe),
         make=make_labels,
         tag=arguments.tag,
+        check=check_hidden if recipe.visibility == VisibilityConfig() else None,  # others hide more or less
     )
     return job, notes
+
+
+def check_hidden(row: Row) -> str | None:
+    """A note if the visibility test hid so much of a shard that its poses may be wrong.
+
+    Raises:
+        InputError: It hid so much that they are.
+    """
+    hidden = row["quality"]["hidden_fraction"]
+    if hidden is None or hidden <= SUSPICIOUS_HIDDEN:
+        return None
+    found = f"{row['scene_token']} {row['camera']}: the visibility test hid {100 * hidden:.0f} % of the labelled pixels"
+    if hidden <= REFUSED_HIDDEN:
+        return f"{found}; are the poses right?"
+    raise InputError(
+        f"{found}, more than {100 * REFUSED_HIDDEN:.0f} %: its poses or its calibration are wrong, inverted perhaps; "
+        "--visibility none makes the labels all the same"
+    )
 
 
 def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) -> Iterator[Made]:

@@ -26,7 +26,7 @@ from catalog import Catalog, Version
 from catalog.manifest import Row, json_sha256
 from dense_depth import InputError
 from dense_depth.completion.fill import fill
-from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.scene import CameraFrame
 from dense_depth.images import read_image
 from dense_depth.label import Label, Source, label_camera
@@ -34,6 +34,7 @@ from dense_depth.options import check_options
 from dense_depth.shards import ShardContent
 from dense_depth.store import absolute
 from pipelines.console import JobOptions, run_command, say
+from pipelines.matching import frames_of_rows
 from pipelines.runner import Job, Made, PlannedShard, ahead, run_job, start_ray
 
 if TYPE_CHECKING:
@@ -119,7 +120,10 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     """
     version = Catalog(absolute(arguments.store)).version(arguments.ref)
     rows = version.rows_of(arguments.kind, arguments.data.dataset, arguments.data.cameras)
-    scene_names, givens, notes = _join(arguments, version, rows)
+    matched = frames_of_rows(version, rows, arguments.data, arguments.scenes)
+    givens, notes = [Given(*pair) for pair in matched.rows], list(matched.notes)
+    for given in givens:
+        _check_sizes(given.frames)
 
     from dense_depth.completion.predict import open_completer  # here, since torch takes its time
 
@@ -134,7 +138,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     shards: list[PlannedShard] = []
     by_scene: dict[str, dict[str, Given]] = {}
     for given in givens:
-        shard = _plan_shard(recipe, scene_names[given.row["scene_token"]], given, image_sha256)
+        shard = _plan_shard(recipe, matched.scene_names[given.row["scene_token"]], given, image_sha256)
         shards.append(shard)
         by_scene.setdefault(shard.scene, {})[shard.shard_id] = given
         notes += _notes_on_size(recipe, given)
@@ -158,35 +162,11 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     return job, list(dict.fromkeys(notes))
 
 
-def _join(arguments: Arguments, version: Version, rows: Sequence[Row]) -> tuple[dict[str, str], list[Given], list[str]]:
-    """Finds the camera frames of the labels; returns scene names by token, what there is to complete, and notes."""
-    dataset = open_dataset(arguments.data)
-    names: dict[str, str] = {}
-    frames_of: dict[tuple[str, str], dict[str, CameraFrame]] = {}
-    for scene in dataset.scenes(arguments.scenes):
-        names[scene.token] = scene.name
-        for frame in scene.frames:
-            frames_of.setdefault((scene.token, frame.camera), {})[frame.sample_token] = frame
-    if arguments.scenes:
-        rows = [row for row in rows if row["scene_token"] in names]
-    if not rows:
-        raise InputError(f"version {version.number}: no labels of the scenes and cameras asked for")
-    givens = []
-    for row in rows:
-        there = frames_of.get((row["scene_token"], row["camera"]), {})
-        if missing := [token for token in row["sample_tokens"] if token not in there]:
-            raise InputError(
-                f"version {version.number}, scene {row['scene_token']}, {row['camera']}: sample {missing[0]} is not in "
-                f"{arguments.data.dataroot}; is it the dataset of these labels?"
-            )
-        frames = [there[token] for token in row["sample_tokens"]]
-        for frame in frames:
-            if (frame.width, frame.height) != (frames[0].width, frames[0].height):
-                raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, unlike {frames[0].path.name}")
-        givens.append(Given(row, frames))
-    unlabelled = sum(map(len, frames_of.values())) - sum(len(given.frames) for given in givens)
-    notes = [f"{unlabelled} camera frames of the dataset have no label in this version"] if unlabelled else []
-    return names, givens, notes
+def _check_sizes(frames: Sequence[CameraFrame]) -> None:
+    """Raises InputError unless the images of a shard are of one size."""
+    for frame in frames:
+        if (frame.width, frame.height) != (frames[0].width, frames[0].height):
+            raise InputError(f"{frame.path}: {frame.width}x{frame.height} pixels, unlike {frames[0].path.name}")
 
 
 def _place(arguments: Arguments) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from catalog import CommitConflict
+from catalog.figures import BY_NAME, COLUMNS
 from dense_depth import InputError
 from dense_depth.options import check_options
 
@@ -21,18 +22,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARES = ("valid", "key", "static", "moving", "completed", "hidden")  # columns of the report, where they are known
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What every job that makes labels can be told.
+    """What every job can be told.
 
     Attributes:
         tag: Name for the version.
         workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
             without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
-        dry_run: Say what would be made, and stop.
+        dry_run: Say what would be done, and stop.
         summary: Write the final table as JSON to this file.
     """
 
@@ -168,14 +167,17 @@ def print_table(table: "Table") -> None:
 
 def print_report(report: Report) -> None:
     """Prints the final table: a row per camera, over all scenes; what failed, and the version."""
-    known = [name for name in SHARES if any(shard.get(f"{name}_fraction") is not None for shard in report.shards)]
-    names = [name.replace("valid", "labelled") for name in known]
-    table = new_table(f"{report.operation}: {report.store} (shares in %)", "camera", "scenes", "labels", "MB", *names)
+    shares = {"valid_fraction": BY_NAME["labelled"]}
+    shares |= {name: figure for name, figure in COLUMNS.items() if name.endswith("_fraction")}
+    shares = {name: f for name, f in shares.items() if any(s.get(name) is not None for s in report.shards)}
+    headers = (figure.header for figure in shares.values())
+    table = new_table(f"{report.operation}: {report.store}", "camera", "scenes", "labels", "MB", *headers)
     for camera in sorted({shard["camera"] for shard in report.shards}):
         shards = [shard for shard in report.shards if shard["camera"] == camera]
         labels = sum(shard["n_frames"] for shard in shards)
         size = f"{sum(shard['bytes'] for shard in shards) / 1e6:.2f}"
-        table.add_row(camera, str(len(shards)), str(labels), size, *(_share(shards, name) for name in known))
+        means = (figure.text(_mean(shards, name)) for name, figure in shares.items())
+        table.add_row(camera, str(len(shards)), str(labels), size, *means)
     print_table(table)
     for name, error in report.failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
@@ -192,10 +194,10 @@ def print_report(report: Report) -> None:
         print(f"version {report.version}{tag}, manifest {report.manifest}")
 
 
-def _share(shards: list[dict[str, Any]], name: str) -> str:
-    """Mean of a share over labels, in percent; empty where it is not known of all."""
-    shares = [shard.get(f"{name}_fraction") for shard in shards]
+def _mean(shards: list[dict[str, Any]], name: str) -> float | None:
+    """Mean of a share over labels; None where it is not known of all."""
+    shares = [shard.get(name) for shard in shards]
     if None in shares:
-        return ""
+        return None
     labels = [shard["n_frames"] for shard in shards]
-    return f"{100 * sum(share * n for share, n in zip(shares, labels)) / sum(labels):.2f}"
+    return sum(share * n for share, n in zip(shares, labels)) / sum(labels)

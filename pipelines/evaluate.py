@@ -4,9 +4,7 @@ Run as ``python pipelines/evaluate.py``, under ``ray job submit --working-dir .`
 the last copies this one file, so it imports installed packages only.
 """
 
-import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,27 +13,28 @@ from typing import Annotated, Any
 
 import tyro
 
-from catalog import Catalog, CommitConflict, StaleRows, Version
+from catalog import Catalog, StaleRows, Version
 from catalog.catalog import check_tag
 from catalog.manifest import Row, key
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets import DatasetConfig
+from dense_depth.options import check_options, option_name
 from dense_depth.projection import VisibilityConfig
 from dense_depth.quality.gate import Gate
 from dense_depth.quality.summary import row_figures, summarise
 from dense_depth.quality.tables import tables
 from dense_depth.store import absolute
 from pipelines import accumulate
-from pipelines.console import new_table, print_table, progress, say
+from pipelines.console import JobOptions, check_places, new_table, print_table, run_command, say, write_summary
 from pipelines.references import Plan, plan_held_out, plan_truth
-from pipelines.runner import Outcome, PlannedShard, attempt, outcomes
+from pipelines.runner import Outcome, PlannedShard, attempt, finished
 
 REFUSED = 3  # exit status
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(JobOptions):
     """Measures the quality of a version's labels, and keeps the figures in a new version.
 
     With --truth labels are compared with the exact depth of a generated dataset, and the confidence of completed ones
@@ -50,11 +49,7 @@ class Arguments:
         truth: Compare with exact depth.
         scenes: Names of scenes or splits; all scenes with labels if none is given.
         crop_height: Look at so many rows at the bottom of each label, as BEVDepth crops 704x396 to 256 rows.
-        gate: Limits that the version must keep to get its tag.
-        tag: Name for the version that holds the figures, if these limits are kept.
-        workers: Worker processes; all cores of the machine or cluster if not given, 0 to work in this process
-            without Ray. RAY_ADDRESS names the cluster to use; without it the job starts a Ray of its own.
-        summary: Write the figures as JSON to this file.
+        gate: Limits that the version of the figures must keep to get its tag.
         pictures: Draw the frames with most false labels, an ordinary one of each camera, and of completed labels the
             calibration of their confidence, into this folder.
         worst: How many frames with most false labels to draw.
@@ -68,30 +63,35 @@ class Arguments:
     scenes: tuple[str, ...] = ()
     crop_height: int | None = None
     gate: Annotated[Gate, tyro.conf.arg(name="")] = field(default_factory=Gate)
-    tag: str | None = None
-    workers: int | None = None
-    summary: Path | None = None
     pictures: Path | None = None
     worst: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, {"crop_height": 1, "worst": 0})
+        only_truth = {
+            "crop_height": self.crop_height,
+            "min_coverage": self.gate.min_coverage,
+            "pictures": self.pictures,
+        }
+        for name, value in only_truth.items():
+            if value is not None and not self.truth:
+                raise InputError(f"{option_name(name)}: only with --truth")
+        if self.tag:
+            check_tag(self.tag)
 
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        arguments = tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))
-        summary = evaluate(arguments)
-    except InputError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    except (OSError, CommitConflict) as error:
-        print(f"evaluate: {error}; nothing was committed", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("evaluate: interrupted; nothing was committed", file=sys.stderr)
-        return 130
-    print_summary(summary)
-    if arguments.summary:
-        arguments.summary.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return run_command("evaluate", Arguments, run, resumes=False)
+
+
+def run(arguments: Arguments) -> int:
+    """Measures, and shows what came of it; returns the exit status."""
+    summary = evaluate(arguments)
+    if not arguments.dry_run:
+        print_summary(summary)
+    write_summary(summary, arguments.summary)
     if summary["failed"]:
         return 1
     return REFUSED if summary["refused"] else 0
@@ -103,7 +103,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     Raises:
         InputError: An option, the version or the dataset cannot be used; nothing is committed.
     """
-    _check(arguments)
+    check_places(arguments.summary, arguments.pictures)
     catalog = Catalog(absolute(arguments.store))
     version = catalog.version(arguments.ref)
     rows = version.rows_of(arguments.kind, arguments.data.dataset, arguments.data.cameras)
@@ -111,7 +111,6 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         plan = plan_truth(version, rows, arguments.data, arguments.scenes, arguments.crop_height)
     else:
         plan = plan_held_out(version, rows, _made_with(arguments, rows, _made_by(catalog, rows).recipe))
-    _try_files(arguments)
     summary: dict[str, Any] = {
         "operation": "evaluate",
         "store": arguments.store,
@@ -132,6 +131,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         say(f"note: {note}")
     of_version = f"version {version.number}, {summary['labels']} {arguments.kind} labels"
     say(f"evaluate: {of_version} against {summary['reference']}")
+    if arguments.dry_run:
+        return summary
 
     measured, summary["failed"] = _measure(plan, arguments.workers)
     if summary["failed"]:
@@ -149,35 +150,6 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         catalog.tag(arguments.tag, summary["version"])
         summary["tag"] = arguments.tag
     return summary
-
-
-def _check(arguments: Arguments) -> None:
-    """Refuses options that make no sense, before any work."""
-    if arguments.workers is not None and arguments.workers < 0:
-        raise InputError(f"--workers {arguments.workers}: must be zero or more")
-    for name in ("crop_height", "worst"):
-        if (value := getattr(arguments, name)) is not None and value < (name == "crop_height"):
-            raise InputError(f"--{name.replace('_', '-')} {value}: is too small")
-    only_truth = ("crop_height", arguments.crop_height), ("min_coverage", arguments.gate.min_coverage)
-    for name, value in (*only_truth, ("pictures", arguments.pictures)):
-        if value is not None and not arguments.truth:
-            raise InputError(f"--{name.replace('_', '-')}: only with --truth")
-    if arguments.tag:
-        check_tag(arguments.tag)
-
-
-def _try_files(arguments: Arguments) -> None:
-    """Refuses places that cannot be written, before the work and not after it."""
-    try:
-        option, path = "--summary", arguments.summary
-        if path:
-            path.open("a").close()
-        option, path = "--pictures", arguments.pictures
-        if path:
-            path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
 
 def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]) -> accumulate.Arguments:
@@ -220,21 +192,11 @@ def _measure(plan: Plan, workers: int | None) -> tuple[dict[str, Row], dict[str,
     Raises:
         InputError: A label, the truth or the dataset cannot be used.
     """
-    found: dict[str, Row] = {}
     failed: dict[str, str] = {}
-    names = {shard.shard_id: f"{shard.scene} {shard.camera}" for shard in plan.shards}
-    with progress(len(plan.shards)) as advance:
-        for shards, outcome in outcomes(plan.shards, plan.load, partial(_attempt, plan.measure), workers):
-            for row in outcome.rows:
-                found[row["shard_id"]] = row
-                advance(names[row["shard_id"]])
-            if outcome.is_input_error:
-                raise InputError(str(outcome.error))
-            for shard in shards if outcome.error else ():
-                if shard.shard_id not in found:
-                    failed[names[shard.shard_id]] = str(outcome.error)
+    rows = finished(plan.shards, plan.load, partial(_attempt, plan.measure), workers, failed)
+    found = {row["shard_id"]: row for row in rows}
     # In the order of the plan, whatever the order of the workers: sums of floats depend on it.
-    return {shard_id: found[shard_id] for shard_id in names if shard_id in found}, failed
+    return {shard.shard_id: found[shard.shard_id] for shard in plan.shards if shard.shard_id in found}, failed
 
 
 def _attempt(
@@ -250,7 +212,7 @@ def _draw(plan: Plan, measured: dict[str, Row], calibration: dict[str, Any], fol
     from dense_depth.quality.charts import calibration_chart
     from dense_depth.quality.pictures import worst_and_ordinary
 
-    assert plan.draw  # see _check
+    assert plan.draw  # see Arguments
     false_labels = {(s.scene, s.camera): measured[s.shard_id]["false_labels"] for s in plan.shards}
     names = []
     for name, (scene, camera, token) in worst_and_ordinary(false_labels, worst).items():

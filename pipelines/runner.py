@@ -81,6 +81,8 @@ class Job:
         make: Called in a worker with that and some planned shards of the scene; yields each shard when it is made.
         tag: Name for the version.
         on_gpus: Each worker has a GPU to itself, and threads that read for it and write behind it.
+        check: Called with the row of each shard, those done before too; returns a note if its figures are suspicious,
+            and raises InputError, so that nothing is committed, if they cannot be of good input.
     """
 
     operation: str
@@ -92,6 +94,7 @@ class Job:
     make: Make
     tag: str | None = None
     on_gpus: bool = False
+    check: Callable[[Row], str | None] | None = None
 
     @property
     def name(self) -> str:
@@ -224,6 +227,8 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
     if dry_run or catalog is None:
         return report
 
+    for row in rows.values():
+        _check(job, row, report)
     _make(job, todo, workers, rows, report)
     if not report.failed:
         _commit(catalog, job, [rows[shard.shard_id] for shard in job.shards], seen, report)
@@ -254,21 +259,22 @@ def _done_before(catalog: Catalog | None, job: Job, committed: Iterable[Row], re
 
 def _make(job: Job, todo: Sequence[PlannedShard], workers: int | None, rows: dict[str, Row], report: Report) -> None:
     """Makes shards; adds their rows to ``rows``, and to the report what was made and what failed."""
-    with progress(len(todo)) as advance:
-        for shards, outcome in outcomes(todo, job.load, job.work, workers, job.on_gpus):
-            for row in outcome.rows:
-                rows[row["shard_id"]] = row
-                report.shards_made += 1
-                report.labels_made += row["n_frames"]
-                report.bytes_made += row["bytes"]
-                advance(f"{row['scene_token']} {row['camera']}")
-            if outcome.is_input_error:
-                raise InputError(
-                    f"{outcome.error} (no version; {len(rows)} of {len(job.shards)} shards are done and kept)"
-                )
-            for shard in shards if outcome.error else ():
-                if shard.shard_id not in rows:
-                    report.failed[f"{shard.scene} {shard.camera}"] = str(outcome.error)
+    try:
+        for row in finished(todo, job.load, job.work, workers, report.failed, job.on_gpus):
+            rows[row["shard_id"]] = row
+            report.shards_made += 1
+            report.labels_made += row["n_frames"]
+            report.bytes_made += row["bytes"]
+            _check(job, row, report)
+    except InputError as error:
+        raise InputError(f"{error} (no version; {len(rows)} of {len(job.shards)} shards are done and kept)") from error
+
+
+def _check(job: Job, row: Row, report: Report) -> None:
+    """Takes down what is suspicious about a shard; see ``Job.check``."""
+    if job.check and (note := job.check(row)):
+        report.notes.append(note)
+        say(f"note: {note}")
 
 
 def _commit(catalog: Catalog, job: Job, rows: list[Row], seen: Mapping[Key, Row], report: Report) -> None:
@@ -288,6 +294,41 @@ def _commit(catalog: Catalog, job: Job, rows: list[Row], seen: Mapping[Key, Row]
 
 
 Task = tuple[list[PlannedShard], int]  # shards of one scene, and how often they have been tried
+
+
+def finished(
+    todo: Sequence[PlannedShard],
+    load: Callable[[str], Any],
+    work: Callable[[Any, Sequence[PlannedShard]], Outcome],
+    workers: int | None,
+    failed: dict[str, str],
+    on_gpus: bool = False,
+) -> Iterator[Row]:
+    """Runs tasks as ``outcomes`` does and shows their progress; yields the row of each shard that is finished.
+
+    Args:
+        todo: The shards.
+        load: As in ``outcomes``.
+        work: As in ``outcomes``.
+        workers: As in ``outcomes``.
+        failed: Gets the error of each shard that failed, by the names of its scene and camera.
+        on_gpus: As in ``Job``.
+
+    Raises:
+        InputError: The input of a shard cannot be used.
+    """
+    names = {shard.shard_id: f"{shard.scene} {shard.camera}" for shard in todo}
+    with progress(len(todo)) as advance:
+        for shards, outcome in outcomes(todo, load, work, workers, on_gpus):
+            left = [shard.shard_id for shard in shards]
+            for row in outcome.rows:
+                left.remove(row["shard_id"])
+                advance(names[row["shard_id"]])
+                yield row
+            if outcome.is_input_error:
+                raise InputError(str(outcome.error))
+            if outcome.error:
+                failed.update((names[shard_id], outcome.error) for shard_id in left)
 
 
 def outcomes(

@@ -87,6 +87,28 @@ def make_scene(tmp_path, n_sweeps=5, tracks=(), ego_speed=6.0, seed=0):
     return scene, frame, static_world, in_box
 
 
+def write_poses(path: Path, source: Path, mistake: str) -> Path:
+    """Writes KITTI's poses of a drive to another file, with a mistake in each."""
+    rows = np.loadtxt(source).reshape(-1, 3, 4)
+    rotations, places = rows[..., :3], rows[..., 3:]
+    kind, _, amount = mistake.partition(" ")
+    if kind == "inverted":
+        rotations, places = rotations.swapaxes(1, 2), -rotations.swapaxes(1, 2) @ places
+    elif kind == "stretched":
+        places = places * float(amount)
+    elif kind == "swapped":
+        places = places[:, [2, 0, 1]]
+    elif kind == "transposed":
+        rotations = rotations.swapaxes(1, 2)
+    elif kind == "late":
+        later = np.minimum(np.arange(len(rows)) + int(amount), len(rows) - 1)
+        rotations, places = rotations[later], places[later]
+    else:
+        assert mistake == "none"
+    np.savetxt(path, np.concatenate([rotations, places], axis=2).reshape(-1, 12), fmt="%.17g")
+    return path
+
+
 def content(seed: int = 0, fraction: float = 0.2, confidence: bool = True, **changes) -> ShardContent:
     """Random labels: every pixel is as likely as any other, so a mixed-up frame differs."""
     rng = np.random.default_rng(seed)
@@ -161,6 +183,11 @@ def cat(tmp_path) -> Catalog:
 def root(cat) -> Path:
     """Its folder."""
     return Path(cat.store.url)
+
+
+def let_workers_import(monkeypatch, test: str) -> None:
+    """Processes that a job starts find what a test's file defines."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(test).parent), os.environ["PYTHONPATH"]]))
 
 
 def changed(options, **changes):

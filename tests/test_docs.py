@@ -136,16 +136,32 @@ def imports(path: Path) -> set[str]:
     return names | {f"{node.module}.{alias.name}" for node in origins for alias in node.names}
 
 
-def test_imports_point_the_way_that_contributing_says():
-    chain = re.search(r"Imports point one way:\n\n((?: {4}.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text())[1]
-    levels = [re.findall(r"\w+", names) for names in chain.split("<-")]
-    level_of = {}
-    for level, names in enumerate(levels):
-        for name in names:
-            homes = [home for home in ("", "dense_depth/", "dense_depth/datasets/") if any(ROOT.glob(f"{home}{name}*"))]
-            assert len(homes) == 1, f"{name}: in {homes}"
-            level_of[homes[0].replace("/", ".") + name] = level
+def order_of_imports() -> list[dict[str, int]]:
+    """The chains that CONTRIBUTING has, of all and of packages: the level of each module by its dotted name."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    whole = re.search(r"Imports point one way:\n\n((?: {4}.*\n)+)", text)[1]
+    chains = []
+    for package, chain in [("", whole), *re.findall(r"^ {4}(\w+): (.*<-.*)$", text, re.M)]:
+        possible = (f"{package}/",) if package else ("", "dense_depth/", "dense_depth/datasets/")
+        chains.append({})
+        for level, names in enumerate(chain.split("<-")):
+            for name in re.findall(r"\w+", names):
+                homes = [home for home in possible if any(ROOT.glob(f"{home}{name}*"))]
+                assert len(homes) == 1, f"{name}: in {homes}"
+                chains[-1][homes[0].replace("/", ".") + name] = level
+    return chains
 
+
+def test_every_module_has_its_place_in_the_order_of_imports():
+    named = {name for chain in order_of_imports() for name in chain}
+    for package in ("dense_depth", "catalog", "pipelines"):
+        modules = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or path.is_dir()}
+        missing = {f"{package}.{module}" for module in modules if not module.startswith("__")} - named
+        assert not missing, f"CONTRIBUTING does not name {missing}"
+
+
+@pytest.mark.parametrize("level_of", order_of_imports(), ids=["all", "catalog", "pipelines"])
+def test_imports_point_the_way_that_contributing_says(level_of):
     def level(module: str) -> int | None:
         parents = [module.rsplit(".", i)[0] for i in range(module.count(".") + 1)]
         return next((level_of[parent] for parent in parents if parent in level_of), None)

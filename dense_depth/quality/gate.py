@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.figures import BY_NAME
-from dense_depth import InputError
+from dense_depth.options import check_options, option_name
 
 LIMITS = {  # the figure of each limit, and what to call it
     "max_see_through": ("behind", "see-through"),
@@ -29,9 +29,7 @@ class Gate:
     min_coverage: float | None = None
 
     def __post_init__(self) -> None:
-        for name in LIMITS:
-            if (limit := getattr(self, name)) is not None and not 0 <= limit <= 1:
-                raise InputError(f"{_option(name)} {limit}: is a share, from 0 to 1")
+        check_options(self, dict.fromkeys(LIMITS, 0), most=dict.fromkeys(LIMITS, 1))
 
     def refusals(self, figures: Mapping[str, Any]) -> list[str]:
         """The limits that the figures break, one line each; a figure that is not known keeps none."""
@@ -43,9 +41,5 @@ class Gate:
             is_broken = found is None or (found > limit if BY_NAME[figure].better == "low" else found < limit)
             if is_broken:
                 says = "not known" if found is None else f"{100 * found:.3f} %"
-                lines.append(f"{title} {says}, {_option(name)} is {100 * limit:g} %")
+                lines.append(f"{title} {says}, {option_name(name)} is {100 * limit:g} %")
         return lines
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -12,7 +12,7 @@ class Faults:
     """Errors of the recorded poses, times and calibration."""
 
     planar_poses: bool = False
-    """Ego poses without height, roll and pitch, as nuScenes has them."""
+    """Ego poses without height, roll and pitch; nuScenes' lack the height alone."""
     pose_noise_m: float = 0.0
     """Standard deviation of each ego position, per axis."""
     pose_noise_deg: float = 0.0

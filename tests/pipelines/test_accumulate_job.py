@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import changed
+from conftest import changed, let_workers_import, write_poses
 
 import pipelines.runner as runner
 from catalog import Catalog
@@ -21,7 +21,8 @@ from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.truth import read_truth
-from pipelines.accumulate import Arguments, make_labels, plan
+from dense_depth.projection import VisibilityConfig
+from pipelines.accumulate import REFUSED_HIDDEN, Arguments, make_labels, plan
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "accumulate.py"
 
@@ -186,9 +187,7 @@ def test_a_shard_that_always_fails_is_listed_and_nothing_is_committed(generated,
 
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(generated, reference, tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
-    )  # workers import Fault
+    let_workers_import(monkeypatch, __file__)  # Fault
     report = run(arguments(generated, tmp_path / "s"), Fault(tmp_path / "marker", 2, "kill"), workers=2)
     assert len(list(tmp_path.glob("marker*"))) == 2, report
     assert report.manifest == reference.manifest and not report.failed
@@ -395,11 +394,36 @@ def test_real_drive_makes_forty_labels(recorded, tmp_path):
     assert row["quality"]["moving_fraction"] > 0.02
 
 
+def test_poses_that_hide_too_much_are_noted_or_refused(recorded, tmp_path, capsys):
+    """Without GPS no reader can compare the poses of a drive; the labels tell."""
+    drive = "2011_09_26_drive_0005_sync"
+    without_gps = shutil.ignore_patterns("oxts")
+    shutil.copytree(recorded / "kitti_raw" / "2011_09_26", tmp_path / "2011_09_26", ignore=without_gps)
+    poses = recorded / "kitti_tracking" / "orbslam3_poses" / "0000.txt"
+    plain = Arguments(DatasetConfig("kitti-raw", tmp_path), str(tmp_path / "s"), workers=0)
+
+    def job(mistake: str, **changes) -> runner.Job:
+        return plan(changed(plain, poses=write_poses(tmp_path / "poses.txt", poses, mistake), **changes))[0]
+
+    assert runner.run(job("none"), workers=0).notes == []
+    (note,) = runner.run(job("late 5"), workers=0).notes
+    assert f"{drive} image_02: the visibility test hid 35 % of" in note and "are the poses right?" in note
+    capsys.readouterr()
+    for to_make in (1, 0):  # the second time the shard is there
+        with pytest.raises(InputError, match=f"{drive} image_02: the visibility test hid 58 % of .* 50 %") as error:
+            runner.run(job("inverted"), workers=0)
+        assert "\n" not in str(error.value)
+        assert f"{to_make} to make: " in capsys.readouterr().out
+    assert len(Catalog(tmp_path / "s").versions()) == 2
+    # A stricter test hides more, and says nothing about the poses.
+    report = runner.run(job("none", visibility=VisibilityConfig(min_quadrants=2)), workers=0)
+    assert report.shards[0]["hidden_fraction"] > REFUSED_HIDDEN and report.notes == [] and report.version == 3
+
+
 def peak_memory(scene_args: str) -> None:
     """Makes the labels of one big scene and prints the peak resident size; run in a process of its own."""
     from dense_depth.datasets.scene import CameraFrame, Crop, Scene, Sweep
     from dense_depth.geometry import se3
-    from dense_depth.projection import VisibilityConfig
     from pipelines.accumulate import Recipe
 
     folder = Path(scene_args)

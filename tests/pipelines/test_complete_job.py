@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import changed
+from conftest import changed, let_workers_import
 from PIL import Image
 
 import pipelines.accumulate as accumulate
@@ -167,9 +167,7 @@ def test_a_second_run_makes_nothing_and_a_dry_run_says_so(generated, reference):
 
 
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(generated, reference, store, monkeypatch):
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
-    )  # workers import Fault
+    let_workers_import(monkeypatch, __file__)  # Fault
     report = run(arguments(generated, store, workers=2), Fault(store.parent / "marker", 1, "kill"))
     assert len(list(store.parent.glob("marker*"))) == 1
     assert report.manifest == reference.manifest and not report.failed

@@ -102,6 +102,12 @@ def test_figures_are_measured_printed_and_kept_in_a_version(generated, store, mo
     assert sum(cause["share"] for cause in summary["causes"]) == pytest.approx(1)
 
 
+def test_a_dry_run_says_what_would_be_measured_and_commits_nothing(generated, store, monkeypatch, capsys):
+    status, out, _ = main(monkeypatch, capsys, generated, store, "--truth", "--dry-run")
+    assert status == 0 and "version 1, 6 accumulated labels against truth" in out
+    assert len(Catalog(store).versions()) == 1 and "MAE" not in out
+
+
 def test_two_workers_say_the_same_and_a_second_run_commits_nothing(generated, store, tmp_path):
     options = [
         "--store",

@@ -12,7 +12,8 @@ from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets import DatasetConfig
 from dense_depth.projection import VisibilityConfig
-from pipelines import accumulate, complete, runner
+from dense_depth.quality.gate import LIMITS, Gate
+from pipelines import accumulate, complete, evaluate, runner
 
 DATA = DatasetConfig("nuscenes", "data")
 MAKE = {
@@ -20,6 +21,8 @@ MAKE = {
     "visibility": VisibilityConfig,
     "accumulate": lambda **changes: accumulate.Arguments(DATA, "store", **changes),
     "complete": lambda **changes: complete.Arguments("store", "latest", DATA, **changes),
+    "evaluate": lambda **changes: evaluate.Arguments("store", "latest", DATA, truth=True, **changes),
+    "gate": Gate,
 }
 TOO_MUCH = {
     "max_range_m": 201,
@@ -30,10 +33,11 @@ TOO_MUCH = {
     "cell_deg": 90,
     "scale": 1.01,
     "min_confidence": 1.01,
+    **dict.fromkeys(LIMITS, 1.01),
 }
 UNBOUNDED = {  # but finite
     *("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "moving_above_m", "extrapolate_s"),
-    *("margin_m", "margin_ratio", "min_sweeps", "workers"),
+    *("margin_m", "margin_ratio", "min_sweeps", "workers", "crop_height", "worst"),
 }
 
 
@@ -67,9 +71,10 @@ def test_the_range_must_not_be_empty():
         AccumulationConfig(min_range_m=5.0, max_range_m=5.0)
 
 
-@pytest.mark.parametrize(("command", "more"), [(accumulate, []), (complete, ["--ref", "1"])])
-def test_a_summary_that_cannot_be_written_is_refused_before_the_work(command, more, monkeypatch, capsys, tmp_path):
-    options = ["--dataset", "nuscenes", "--dataroot", "nowhere", "--store", tmp_path / "s", "--workers", 0, *more]
+@pytest.mark.parametrize("command", [accumulate, complete, evaluate])
+def test_a_summary_that_cannot_be_written_is_refused_before_the_work(command, monkeypatch, capsys, tmp_path):
+    options = ["--dataset", "nuscenes", "--dataroot", "nowhere", "--store", tmp_path / "s", "--workers", 0]
+    options += [] if command is accumulate else ["--ref", 1]
     monkeypatch.setattr(sys, "argv", [*map(str, ["job", *options, "--summary", tmp_path])])
     assert command.main() == 2
     assert f"--summary {tmp_path}: cannot be written" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import let_workers_import
 
 from pipelines import runner
 from pipelines.runner import Outcome, PlannedShard, ahead, attempt
@@ -49,7 +50,7 @@ def test_gpu_workers_die_for_one_shard_alone_and_talk_to_nobody_else(tmp_path, m
     import grpc
 
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")  # for Work
+    let_workers_import(monkeypatch, __file__)  # Work
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # which does not open the job's own Ray
     loads = []
 
