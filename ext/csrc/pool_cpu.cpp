@@ -87,7 +87,7 @@ struct Row {
     }
 };
 
-// Calls body with the Row that fits.
+// Calls body with the Row that fits. Bodies capture by value: after inlining that keeps their variables in registers.
 template <class T, class Body, int... K>
 void with_row(int channels, const Body& body, std::integer_sequence<int, K...>) {
     const int vectors = (channels + kLanes<T> - 1) / kLanes<T>;
@@ -113,6 +113,12 @@ void use_large_pages(void* begin, int64_t bytes) {
 #endif
 }
 
+// How many threads so many multiply-adds are worth. To start one costs its caller some 10 us, and the system as much
+// again or more; these take one thread about 0.2 ms.
+int worth(int threads, int64_t multiply_adds) {
+    return static_cast<int>(std::min<int64_t>(threads, multiply_adds >> 22));
+}
+
 // out = sum of depth * context over the n points of a cell.
 template <class T, int K, bool Full>
 SHARED void pool_cell(Row<T, K, Full> row, const T* depth, const T* context, const int* point, const int* pixel, int n,
@@ -136,9 +142,10 @@ template <class T>
 void forward(const T* depth, const T* context, const int* start, const int* point, const int* pixel, int64_t samples,
              int64_t points, int64_t pixels, int64_t cells, int channels, T* out, int threads) {
     use_large_pages(out, samples * cells * channels * sizeof(T));
+    threads = worth(threads, samples * start[cells] * channels);
     parallel_for(samples * cells, 128, threads, [&](int64_t first, int64_t last) {
         for (int block = 0; block < channels; block += kBlockChannels) {
-            with_row<T>(std::min(channels - block, kBlockChannels), [&](auto row) {
+            with_row<T>(std::min(channels - block, kBlockChannels), [=](auto row) {
                 for (int64_t i = first; i < last; ++i) {
                     const int64_t sample = i / cells, cell = i % cells;
                     const int begin = start[cell];
@@ -191,9 +198,10 @@ template <class T>
 void backward(const T* grad, const T* depth, const T* context, const int* cell_of, int64_t samples, int64_t cameras,
               int bins, int64_t camera_pixels, int64_t cells, int channels, T* grad_depth, T* grad_context, int threads) {
     const int64_t pixels = cameras * camera_pixels;
+    threads = worth(threads, samples * pixels * bins * channels);
     parallel_for(samples * pixels, 64, threads, [&](int64_t first, int64_t last) {
         for (int block = 0; block < channels; block += kBlockChannels) {
-            with_row<T>(std::min(channels - block, kBlockChannels), [&](auto row) {
+            with_row<T>(std::min(channels - block, kBlockChannels), [=](auto row) {
                 for (int64_t i = first; i < last; ++i) {
                     const int64_t sample = i / pixels, pixel = i % pixels;
                     const int64_t ray = pixel / camera_pixels * bins * camera_pixels + pixel % camera_pixels;
