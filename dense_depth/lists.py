@@ -54,8 +54,8 @@ def pack(label: Label) -> Lists:
     into = row_start, column_gap, depth_step, code, confidence
     if not _pack(u, v, depth_m, source, age, given, label.width, *into):
         raise ValueError(
-            f"points must lie inside the image, in row order, with a depth in [1/512, {MAX_DEPTH_M}) m, a source of 1 to "
-            f"{_LAST_SOURCE}, an age of at most {MAX_AGE} and a confidence above 0"
+            f"points must lie inside the image, in row order, with a depth in [1/512, {MAX_DEPTH_M}) m, a source of 1 "
+            f"to {_LAST_SOURCE}, an age of at most {MAX_AGE} and a confidence above 0"
         )
     return Lists(row_start, column_gap, depth_step, code, None if points.confidence is None else confidence)
 
@@ -87,10 +87,10 @@ def _pack(  # type: ignore[no-untyped-def]
         row_start[row] = start = at
         while at < n and v[at] == row:
             at += 1
-        before = -1
+        before = np.int32(-1)
         for i in range(start, at):
             column = np.int32(u[i])
-            bad |= column <= before
+            bad |= column <= before  # type: ignore[assignment]  # numba knows one bool
             column_gap[i] = column - before
             before = column
         if at > start:
@@ -152,7 +152,7 @@ def _unpack(  # type: ignore[no-untyped-def]
         column = np.int64(-1)
         for i in range(row_start[row], row_start[row + 1]):
             before = column
-            column = max(column, 0) + np.int64(column_gap[i])
+            column = (before if before > 0 else np.int64(0)) + np.int64(column_gap[i])
             bad |= column <= before
             u[i], v[i] = column, row
         bad |= column >= width
