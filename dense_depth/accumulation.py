@@ -482,7 +482,10 @@ class SceneCloud:
         return self.reason_counts[self._used(frames)].sum(0)
 
     def points(self, selection: Selection) -> tuple[Float[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]:
-        """The selected points in the reference frame (float64), and the source code of each."""
+        """The selected points in the reference frame (float64), and the source code of each.
+
+        For those who want a point cloud and no label, such as a comparison with another program's accumulation.
+        """
         clouds = [
             transform(ref_SE3_body, self.xyz[:, self.start[s] : self.stop[s]].T.astype(np.float64))
             for s, ref_SE3_body in zip(selection.segments, selection.ref_SE3_body[selection.body])

@@ -407,7 +407,8 @@ def _is_behind(start, u, key, origin, rays, lower, upper, first, last):  # type:
     return is_behind
 
 
-def _points_of(pixels: Pixels) -> Points:
+def points_of(pixels: Pixels) -> Points:
+    """Pixels as a label holds them."""
     v, depth_m, source, age = _unpack(pixels.start, pixels.key)
     return Points(pixels.u.copy(), v, depth_m, source, age)
 
@@ -472,6 +473,6 @@ def render_label(
     # After the visibility test: what stands behind a dropped object still hides what lies behind itself.
     left = leave_out_behind(visible, K, selection.occluders)
     height, width = keys.shape
-    label = Label(_points_of(left), height, width, K, frame.sample_token, frame.camera, frame.timestamp_us)
+    label = Label(points_of(left), height, width, K, frame.sample_token, frame.camera, frame.timestamp_us)
     n_hidden, n_behind = len(pixels.u) - len(visible.u), len(visible.u) - len(left.u)
     return label, LabelStats(selection.n_sweeps, n_points, n_hidden, n_behind, selection.n_unknown_pose)
