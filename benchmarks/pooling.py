@@ -29,7 +29,7 @@ SHAPES = {  # bins from, to and step (m), rows, columns, channels, BEV half-widt
     "BEVDet": ((1.0, 60.0, 1.0), 16, 44, 64, 51.2, 0.8),
     "BEVFusion": ((1.0, 60.0, 0.5), 32, 88, 80, 54.0, 0.3),
 }
-REPEATS = {"BEVDepth": 7, "BEVDet": 7, "BEVFusion": 2}
+REPEATS = {"BEVDepth": 7, "BEVDet": 7, "BEVFusion": 5}
 
 
 def main() -> None:

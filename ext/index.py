@@ -166,16 +166,14 @@ def index_of_cells(cells: Int32[Tensor, "samples cameras bins rows columns"], gr
     n_cells = samples * grid_shape[0] * grid_shape[1]
     compiled = library.cpu() if cells.device.type == "cpu" else ""
     if isinstance(compiled, library.Library):
-        n = cell_of.numel()
-        start, point, pixel, slots = (
-            torch.empty(size, dtype=torch.int32) for size in (n_cells + 1, n, n, n_cells + n // 16 + MAX_PARTS)
-        )
-        planes = cell_of, samples * cameras, bins, rows * columns
-        n_slots = compiled.call("bev_sort", *planes, n_cells, start, point, pixel, slots)
+        start = torch.empty(n_cells + 1, dtype=torch.int32)
+        n_slots = compiled.call("bev_starts", cell_of, cell_of.numel(), n_cells, start)
         if n_slots < 0:
             raise ValueError(BEYOND.format(n_cells))
         kept = int(start[-1])
-        point, pixel, slots = point[:kept].clone(), pixel[:kept].clone(), slots[:n_slots].clone()
+        point, pixel, slots = (torch.empty(size, dtype=torch.int32) for size in (kept, kept, n_slots))
+        planes = cell_of, samples * cameras, bins, rows * columns
+        compiled.call("bev_sort", *planes, n_cells, start, point, pixel, slots)
     else:
         order = torch.argsort(cell_of, stable=True)
         per_cell = torch.bincount(cell_of[cell_of >= 0], minlength=n_cells)

@@ -18,6 +18,7 @@ _CPU = {
     "bev_pool_backward_float32": "ppppllilli" + "ppi",
     "bev_pool_backward_float64": "ppppllilli" + "ppi",
     "bev_cells": "pllpppipi",
+    "bev_starts": "pllp",
     "bev_sort": "plillpppp",
 }
 _DTYPES = [  # of context, depth and output

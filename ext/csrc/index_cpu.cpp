@@ -28,17 +28,25 @@ void bev_cells(const float* xyz, int64_t points, int64_t points_per_sample, cons
     });
 }
 
-// Sorts points by cell, stable. start has cells + 1 entries; point and pixel have room for all points, and slots for
-// cells + points / 16 + 16 entries. Returns the number of slots, or -1 if there are fewer cells than cell_of says.
-int64_t bev_sort(const int* cell_of, int64_t cameras, int bins, int64_t camera_pixels, int64_t cells, int* start,
-                 int* point, int* pixel, int* slots) {
-    const int64_t points = cameras * bins * camera_pixels;
+// Where the interval of each cell begins, and the end of the last one: cells + 1 entries. Returns the number of slots that
+// bev_sort makes, or -1 if there are fewer cells than cell_of says.
+int64_t bev_starts(const int* cell_of, int64_t points, int64_t cells, int* start) {
     std::fill(start, start + cells + 1, 0);
     for (int64_t i = 0; i < points; ++i) {
         if (cell_of[i] >= cells) return -1;
         if (cell_of[i] >= 0) ++start[cell_of[i] + 1];
     }
-    for (int64_t cell = 0; cell < cells; ++cell) start[cell + 1] += start[cell];
+    int64_t slots = 0;
+    for (int64_t cell = 0; cell < cells; ++cell) {
+        slots += bev::parts_of(start[cell + 1]);
+        start[cell + 1] += start[cell];
+    }
+    return slots;
+}
+
+// Sorts points by cell, stable, and cells by the parts of their sums. point and pixel have start[cells] entries.
+void bev_sort(const int* cell_of, int64_t cameras, int bins, int64_t camera_pixels, int64_t cells, const int* start,
+              int* point, int* pixel, int* slots) {
     std::vector<int> next(start, start + cells);
     for (int64_t plane = 0, i = 0; plane < cameras * bins; ++plane) {
         const int64_t first = plane / bins * camera_pixels;
@@ -49,11 +57,9 @@ int64_t bev_sort(const int* cell_of, int64_t cameras, int bins, int64_t camera_p
             pixel[at] = static_cast<int>(first + in_camera);
         }
     }
-    int64_t n_slots = 0;
     for (int parts = bev::kMaxParts; parts > 0; parts /= 2)
         for (int64_t cell = 0; cell < cells; ++cell)
             if (bev::parts_of(start[cell + 1] - start[cell]) == parts)
-                for (int part = 0; part < parts; ++part) slots[n_slots++] = static_cast<int>(cell);
-    return n_slots;
+                slots = std::fill_n(slots, parts, static_cast<int>(cell));
 }
 }

@@ -113,8 +113,8 @@ void use_large_pages(void* begin, int64_t bytes) {
 #endif
 }
 
-// How many threads so many multiply-adds are worth. To start one costs its caller some 10 us, and the system as much
-// again or more; these take one thread about 0.2 ms.
+// How many threads so many multiply-adds are worth: each has 0.2 ms of work at least, as to start one costs its caller
+// 20 to 40 us, and it begins 50 us later or more.
 int worth(int threads, int64_t multiply_adds) {
     return static_cast<int>(std::min<int64_t>(threads, multiply_adds >> 22));
 }
