@@ -29,7 +29,7 @@ from pipelines.console import JobOptions, run_command
 from pipelines.runner import Job, Made, PlannedShard, run_job
 
 ALGORITHM = 2  # raised when the labels of the same input change: older shards are then made again
-BYTES_PER_LABELLED_PIXEL = 3.0  # of a sparse label on disk
+BYTES_PER_LABELLED_PIXEL = 1.85  # of a sparse label on disk
 # Share of the labelled pixels of a shard that the visibility test hides, as it is by default. Where the poses are right
 # it hides 13 % of KITTI with SLAM's poses and 19 % with GPS (25 % of the worst frame, 22 % with three seconds of sweeps
 # each way), up to 15 % of PandaSet and up to 23 % of the generated city. With poses stretched by 0.5 or 1.5 it hides

@@ -30,7 +30,7 @@ from dense_depth.datasets import open_dataset
 from training.depth.targets import depth_targets
 from training.detection.data import DepthKind, DetectionData
 from training.evaluate import RANGES
-from training.loop import check_same, one_line
+from training.loop import check_same, run_command
 from training.models.bevdepth import STRIDE
 from training.train import FREE, detector_config, recorded, train
 from training.train import Arguments as TrainArguments
@@ -61,18 +61,7 @@ class Arguments:
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        compare(tyro.cli(Arguments))
-    except InputError as error:
-        print(f"compare: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"compare: {error}; the same command continues", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("compare: interrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("compare", lambda: compare(tyro.cli(Arguments)))
 
 
 def compare(arguments: Arguments) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import tyro
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dense_depth import InputError
 from dense_depth.datasets import open_dataset
 from dense_depth.datasets.scene import Scene
 from dense_depth.datasets.truth import open_truth, truth_path
@@ -28,7 +27,7 @@ from dense_depth.quality.pictures import colours
 from training.detection.augmentation import warp_label
 from training.detection.data import MEAN, STD, Batch, DataConfig, DetectionData, collate, open_version
 from training.detection.scores import evaluate_detection, results_of
-from training.loop import batches, join, one_line
+from training.loop import batches, join, run_command
 from training.models.bevdepth import STRIDE
 from training.models.checkpoint import load_detector
 from training.models.detector import Detector, Output
@@ -63,25 +62,25 @@ class Arguments:
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        arguments = tyro.cli(Arguments)
-        check_options(arguments, {"workers": 0, "threads": 1}, {})
-        device = join(arguments.device, arguments.threads).device
-        detector, sha256 = load_detector(arguments.checkpoint)
-        detector.to(device)
-        scenes = [*open_dataset(arguments.data.of).scenes(arguments.data.val)]
-        scores = score(detector, arguments.data, scenes, device, arguments.results, arguments.workers)
-        scores = {"checkpoint": sha256, **scores}
-        print_scores(scores)
-        if arguments.summary:
-            arguments.summary.write_text(json.dumps(scores, indent=1) + "\n")
-    except InputError as error:
-        print(f"evaluate: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("evaluate", lambda: evaluate(tyro.cli(Arguments)), resumes=False)
+
+
+def evaluate(arguments: Arguments) -> None:
+    """Scores the detector, and prints and writes what came of it.
+
+    Raises:
+        InputError: An option, the checkpoint, the dataset or the labels cannot be used.
+    """
+    check_options(arguments, {"workers": 0, "threads": 1}, {})
+    device = join(arguments.device, arguments.threads).device
+    detector, sha256 = load_detector(arguments.checkpoint)
+    detector.to(device)
+    scenes = [*open_dataset(arguments.data.of).scenes(arguments.data.val)]
+    scores = score(detector, arguments.data, scenes, device, arguments.results, arguments.workers)
+    scores = {"checkpoint": sha256, **scores}
+    print_scores(scores)
+    if arguments.summary:
+        arguments.summary.write_text(json.dumps(scores, indent=1) + "\n")
 
 
 def score(

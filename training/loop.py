@@ -1,6 +1,7 @@
 """What the training loops share: processes, schedule, averaged weights, batches, and a state to resume from."""
 
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,32 @@ def begin(options: Any, least: Mapping[str, float]) -> Place:
     if options.batch % place.n_ranks:
         raise InputError(f"--batch {options.batch}: must be a multiple of the {place.n_ranks} processes")
     return place
+
+
+def run_command(name: str, body: Callable[[], Any], *, resumes: bool = True) -> int:
+    """Runs a command; an error becomes one line on stderr.
+
+    Args:
+        name: The command, in a word.
+        body: Reads the command line, and does the work.
+        resumes: Whether the same command goes on where it stopped.
+
+    Returns:
+        The exit status: 0, 1 for a failure outside the input, 2 for bad input, 130 for Ctrl-C.
+    """
+    then = "; the same command continues" if resumes else ""
+    try:
+        body()
+    except InputError as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: {error}{then}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted{then}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def one_line(error: InputError) -> str:

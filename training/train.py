@@ -28,8 +28,8 @@ from training.loop import (
     Draws,
     batches,
     begin,
-    one_line,
     resume,
+    run_command,
     running_average,
     save_state,
     step_decay,
@@ -110,18 +110,7 @@ class Arguments:
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        train(tyro.cli(Arguments))
-    except InputError as error:
-        print(f"train: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"train: {error}; the same command continues", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train: interrupted; the same command continues from the last save", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("train", lambda: train(tyro.cli(Arguments)))
 
 
 def detector_config(arguments: Arguments) -> DetectorConfig:

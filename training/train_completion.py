@@ -37,8 +37,8 @@ from training.loop import (
     Draws,
     batches,
     begin,
-    one_line,
     resume,
+    run_command,
     running_average,
     save_state,
     warm_cosine,
@@ -108,18 +108,7 @@ class Arguments:
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    try:
-        train(tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,)))
-    except InputError as error:
-        print(f"train_completion: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"train_completion: {error}; the same command continues", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train_completion: interrupted; the same command continues from the last save", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("train_completion", lambda: train(tyro.cli(Arguments, config=(tyro.conf.FlagCreatePairsOff,))))
 
 
 def train(arguments: Arguments) -> None:
