@@ -24,10 +24,11 @@ from catalog.receipts import Receipts
 from catalog.version import (
     Version,
     check_parent,
+    live_numbers,
     open_version,
     publish,
-    read_file,
     read_record,
+    read_tags,
     version_numbers,
 )
 from dense_depth import InputError, __version__
@@ -109,13 +110,7 @@ class Catalog:
 
     def tags(self) -> dict[str, int]:
         """Tag name -> version number."""
-        tags: dict[str, int] = {}
-        for file in sorted(self.store.walk("tags")):
-            text = read_file(self.store, file.path).decode(errors="replace").strip()
-            if not (text.isascii() and text.isdigit()):
-                raise InputError(f"{self.store.url}/{file.path}: {text[:40]!r} is not a version number; tag it again")
-            tags[file.path.removeprefix("tags/")] = int(text)
-        return tags
+        return read_tags(self.store)
 
     def commit(
         self,
@@ -228,15 +223,14 @@ class Catalog:
 
     def expire(self, *, keep_last: int = 10, older_than_s: float = 0.0, dry_run: bool = False) -> list[int]:
         """Lets old versions go, all but those with a tag and the last ones; see ``garbage.expire``."""
-        return garbage.expire(self, keep_last, older_than_s, dry_run)
+        return garbage.expire(self.store, keep_last, older_than_s, dry_run)
 
     def gc(self, *, older_than_s: float = 24 * 3600, dry_run: bool = False) -> list[str]:
         """Deletes what no version and no running job needs; see ``garbage.collect``."""
-        return garbage.collect(self, older_than_s, dry_run)
+        return garbage.collect(self.store, older_than_s, dry_run)
 
     def _numbers(self, *, expired: bool = False) -> list[int]:
-        gone = () if expired else set(version_numbers(self.store, "expired"))
-        return [number for number in version_numbers(self.store) if number not in gone]
+        return version_numbers(self.store) if expired else live_numbers(self.store)
 
     def _resolve(self, ref: int | str) -> int:
         numbers, text = self._numbers(), str(ref)

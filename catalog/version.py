@@ -152,6 +152,23 @@ def version_numbers(store: Folder | Bucket, folder: str = "versions") -> list[in
     return sorted(int(match[1]) for match in found if match)
 
 
+def live_numbers(store: Folder | Bucket) -> list[int]:
+    """The versions that have not expired, in order."""
+    gone = set(version_numbers(store, "expired"))
+    return [number for number in version_numbers(store) if number not in gone]
+
+
+def read_tags(store: Folder | Bucket) -> dict[str, int]:
+    """Tag name -> version number; raises InputError for a tag that is damaged."""
+    tags: dict[str, int] = {}
+    for file in sorted(store.walk("tags")):
+        text = read_file(store, file.path).decode(errors="replace").strip()
+        if not (text.isascii() and text.isdigit()):
+            raise InputError(f"{store.url}/{file.path}: {text[:40]!r} is not a version number; tag it again")
+        tags[file.path.removeprefix("tags/")] = int(text)
+    return tags
+
+
 def open_version(store: Folder | Bucket, number: int) -> Version:
     """A version whose record, manifest and parent's record are what was committed; raises InputError when not."""
     version = read_record(store, number)
