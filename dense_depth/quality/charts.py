@@ -36,7 +36,7 @@ def _draw_curve(axes: "Axes", bins: list[dict[str, Any]]) -> None:
     axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="as it should be")
     axes.vlines(stated, stated, within, color=PALE, linewidth=3)
     axes.plot(stated, within, color=BLUE, linewidth=2, label="labels; area: how many")
-    axes.scatter(stated, within, [20 + 6 * percent for percent in share], color=BLUE, zorder=3)
+    axes.scatter(stated, within, [20 + 6 * percent for percent in share], color=BLUE, zorder=3, clip_on=False)
     axes.set(xlim=(0, 103), ylim=(0, 103), aspect="equal")
     axes.set(xlabel="stated confidence, %", ylabel=f"off by at most {OUTLIER_M} m, %")
     axes.legend(frameon=False, loc="upper left")
