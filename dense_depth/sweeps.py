@@ -39,6 +39,22 @@ def read_sweep(sweep: Sweep) -> Float32[np.ndarray, "n features"]:
     return FORMATS[sweep.format].read(sweep)
 
 
+def point_times(sweep: Sweep, points: Float32[np.ndarray, "n features"]) -> Float32[np.ndarray, " n"] | None:
+    """When each point was measured, in seconds from the sweep's timestamp; None where all have that of the sweep."""
+    timing, n = sweep.timing, len(points)
+    if timing.rule == "none":
+        return None
+    if timing.rule == "column":
+        return points[:, timing.column]
+    if timing.rule == "order":
+        share = np.arange(n, dtype=np.float32) / np.float32(n)
+    else:
+        turned = np.arctan2(points[:, 1], points[:, 0]) - np.float32(timing.first_azimuth)
+        turned = -turned if timing.clockwise else turned
+        share = np.remainder(turned / np.float32(2 * np.pi), np.float32(1))
+    return np.float32(timing.start_s) + np.float32(timing.end_s - timing.start_s) * share
+
+
 def survey(sweeps: Sequence[Sweep], drop_bad: bool) -> tuple[list[int], dict[str, str]]:
     """Points of each sweep by ``count_points``, 0 for a bad one, and the errors of the bad ones by token.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -31,6 +31,31 @@ class Crop(NamedTuple):
     z_m: tuple[float, float] = (-np.inf, np.inf)
 
 
+class Timing(NamedTuple):
+    """When the points of a sweep were measured.
+
+    Attributes:
+        rule: "order": evenly from start to end, in the order of the file. "azimuth": evenly by direction in the sensor
+            frame, for files in another order. "column": the file says it. "none": nobody knows, so all at the sweep's
+            timestamp.
+        start_s: First point of the revolution, in seconds from the sweep's timestamp.
+        end_s: Its last point.
+        first_azimuth: Rule "azimuth": direction of the first point, in radians from x towards y.
+        clockwise: Rule "azimuth": whether the azimuth falls with time.
+        column: Rule "column": which value of a point is its time in seconds from the sweep's timestamp.
+    """
+
+    rule: Literal["order", "azimuth", "column", "none"] = "none"
+    start_s: float = 0.0
+    end_s: float = 0.0
+    first_azimuth: float = 0.0
+    clockwise: bool = True
+    column: int = -1
+
+
+UNTIMED = Timing()
+
+
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """One LiDAR revolution.
@@ -43,6 +68,9 @@ class Sweep:
         world_SE3_sensor: Sensor pose at that time.
         ego_crops: Points in one of these lie on the ego vehicle.
         format: How the file holds its points, see ``dense_depth.sweeps.FORMATS``.
+        timing: When each point was measured.
+        compensated: Whether the points are free of the sensor's own motion: where the sensor would have seen them at
+            the sweep's timestamp. Else each is in the frame of the sensor at its own time.
     """
 
     token: str
@@ -52,6 +80,8 @@ class Sweep:
     world_SE3_sensor: SE3
     ego_crops: tuple[Crop, ...]
     format: str = "float32"
+    timing: Timing = UNTIMED
+    compensated: bool = True
 
 
 @dataclass(frozen=True, eq=False)
