@@ -2,7 +2,10 @@
 
 A frame index is one instant: all its sensors get one time and one pose, as in KITTI's own development kit, because the
 recording triggers the cameras by the LiDAR and the clocks only differ by a constant 10-15 ms. The time is that of
-``velodyne_points/timestamps.txt``, in whole microseconds, taken as UTC.
+``velodyne_points/timestamps.txt``, in whole microseconds, taken as UTC: the LiDAR looks ahead then, in the middle of a
+revolution that starts behind and goes clockwise. Its points are not compensated for the vehicle's motion. Public code
+disagrees on both; with this order and deskewing, sweeps of drive 0005 fit onto each other best (mean GICP error 0.100,
+with the other direction 0.186, as they are 0.127).
 """
 
 from collections import defaultdict
@@ -41,7 +44,18 @@ from dense_depth.datasets.kitti_files import (
     read_tracking,
     read_tracklets,
 )
-from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
+from dense_depth.datasets.scene import (
+    Box,
+    CameraFrame,
+    Crop,
+    Keyframe,
+    Scene,
+    Sweep,
+    Timing,
+    Track,
+    box_velocities,
+    revolution_s,
+)
 from dense_depth.geometry import SE3, invert, se3
 
 IMAGE_PIXELS = 1242 * 375  # of the rectified images, more or less
@@ -49,6 +63,7 @@ IMAGE_PIXELS = 1242 * 375  # of the rectified images, more or less
 # bonnet, up to eight a sweep, have x 2.49 to 2.86 m, |y| up to 0.56 m and z -1.04 to -0.89 m; their crop ends at the
 # bumper and below the windscreen, so that nothing else can be in it.
 EGO_CROPS = (Crop((-2.0, 2.0), (-1.6, 1.6)), Crop((2.0, 3.0), (-0.8, 0.8), (-1.5, -0.7)))
+REVOLUTION_S = 0.1  # of a drive of one sweep
 
 
 class KittiRawDataset:
@@ -149,8 +164,11 @@ class _Drive:
         if tracks is None:
             notes.append(f"{self.folder.name}: no tracklet_labels.xml, so there are no tracks")
         name, token = self.folder.name, {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
+        half_s = revolution_s([times_us[i] for i in self.sweeps], REVOLUTION_S) / 2
+        timing = Timing("azimuth", -half_s, half_s, first_azimuth=np.pi, clockwise=True)
         sweeps = (
-            Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS) for i, path in self.sweeps.items()
+            Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS, timing=timing, compensated=False)
+            for i, path in self.sweeps.items()
         )
         frames = (
             CameraFrame(token[i], camera, images[i], times_us[i], *size, K, world_SE3_velo[i] @ velo_SE3_cam, token[i])

@@ -26,7 +26,18 @@ from dense_depth.datasets.checks import (
     check_upright,
     some_of,
 )
-from dense_depth.datasets.scene import Box, CameraFrame, Crop, Keyframe, Scene, Sweep, Track, box_velocities
+from dense_depth.datasets.scene import (
+    Box,
+    CameraFrame,
+    Crop,
+    Keyframe,
+    Scene,
+    Sweep,
+    Timing,
+    Track,
+    box_velocities,
+    revolution_s,
+)
 from dense_depth.geometry import rotation_from_quaternion
 
 Row = dict[str, Any]
@@ -34,6 +45,7 @@ Row = dict[str, Any]
 DEFAULT_VERSION = "v1.0-trainval"
 LIDAR = "LIDAR_TOP"
 LIDAR_FEATURES = 5  # x, y, z, intensity, ring
+REVOLUTION_S = 0.05  # where a scene has one sweep alone
 # The vehicle's recorded returns end 1.8 m ahead of the LiDAR and 0.7 m beside it.
 EGO_ALONG_M, EGO_ACROSS_M = (-2.0, 2.0), (-1.0, 1.0)
 MAX_EGO_TILT_DEG = 30.0
@@ -160,8 +172,13 @@ class NuScenesDataset:
         # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
         forward = np.abs(ego_SE3_lidar[:, 0, :2]).argmax(1)
         crops = [Crop(EGO_ACROSS_M, EGO_ALONG_M) if axis else Crop(EGO_ALONG_M, EGO_ACROSS_M) for axis in forward]
+        # Stamped at its end and free of the vehicle's motion up to then; the file has the order of the firings.
+        timing = Timing("order", start_s=-revolution_s([row["timestamp"] for row in sweep_rows], REVOLUTION_S))
         sweeps = tuple(
-            Sweep(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, (crop,))
+            Sweep(
+                *(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, (crop,)),
+                timing=timing,
+            )
             for row, pose, crop in zip(sweep_rows, world_SE3_ego @ ego_SE3_lidar, crops)
         )
         frames: list[CameraFrame] = []

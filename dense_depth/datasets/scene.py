@@ -56,6 +56,11 @@ class Timing(NamedTuple):
 UNTIMED = Timing()
 
 
+def revolution_s(timestamps_us: Sequence[int], default_s: float) -> float:
+    """Duration of a revolution: the median gap between sweeps, or the default for fewer than two."""
+    return float(np.median(np.diff(timestamps_us))) * 1e-6 if len(timestamps_us) > 1 else default_s
+
+
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """One LiDAR revolution.
