@@ -1,0 +1,151 @@
+"""Registration of a sweep to the sweeps before it: generalised ICP, and how far to trust it.
+
+Method: Segal et al., "Generalized-ICP", 2009, in the implementation of Koide, "small_gicp", 2024. A scene may leave some
+motions open: along a corridor, say, or across an open field. There GICP slides to wherever the pattern of the beams
+repeats itself. Its Hessian tells which motions the surfaces hold; only along these is the result taken (Zhang et al., "On
+Degeneracy of Optimization-based State Estimation Problems", 2016).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dense_depth.geometry import SE3, invert, se3, transform
+
+SCAN_SAMPLING_M = 0.8  # edge of the voxels whose points become one
+MAP_SAMPLING_M = 0.4
+NEIGHBOURS = 10  # that tell the surface around a point
+HELD_OUT_EVERY = 5  # points that take no part and judge the result
+MAX_DISTANCE_M = 1.0  # between a point and its partner
+# Information per point on a motion, where a turn counts as a shift ARM_M away. Above 6 in every sweep of drive 0005, above 7
+# in the generated city. Along a corridor and across a field a shift has 0.5, which small_gicp gives any pair of points: in
+# its model each is a disc, not a plane. A turn on a field has 4 to 5.
+ARM_M, MIN_STIFFNESS = 10.0, 5.5
+
+
+class Scan(NamedTuple):
+    """The points of one sweep, thinned out, in the frame of its sensor.
+
+    Attributes:
+        points: Those that take part in registration.
+        held_out: Those that judge it.
+        cloud: ``points`` as small_gicp wants them, with the surface around each.
+        tree: To find the nearest of them.
+    """
+
+    points: Float[np.ndarray, "n 3"]
+    held_out: Float[np.ndarray, "m 3"]
+    cloud: Any
+    tree: Any
+
+
+class Target(NamedTuple):
+    """What scans are registered to.
+
+    Attributes:
+        world_SE3_target: Its frame.
+        cloud: Points with the surface around each.
+        tree: To find the nearest of them.
+        normals: Of the surfaces.
+    """
+
+    world_SE3_target: SE3
+    cloud: Any
+    tree: Any
+    points: Float[np.ndarray, "n 3"]
+    normals: Float[np.ndarray, "n 3"]
+
+
+class Fit(NamedTuple):
+    """What a registration found.
+
+    Attributes:
+        shift: The correction of the guess in the frame of the sensor, a rotation vector and a translation, along what
+            the surfaces hold.
+        inliers: Share of the points with a partner.
+        n_open: How many of the six motions the surfaces leave open.
+    """
+
+    shift: Float[np.ndarray, "6"]
+    inliers: float
+    n_open: int
+
+
+def thin_out(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "voxels 3"]:
+    """The mean of the points in each voxel of a scan."""
+    import small_gicp
+
+    return small_gicp.voxelgrid_sampling(points, SCAN_SAMPLING_M).points()[:, :3]
+
+
+def make_scan(points: Float[np.ndarray, "n 3"]) -> Scan:
+    """A scan of thinned out points."""
+    import small_gicp
+
+    is_held_out = np.arange(len(points)) % HELD_OUT_EVERY == 0
+    kept = points[~is_held_out]
+    cloud = small_gicp.PointCloud(kept)
+    tree = small_gicp.KdTree(cloud)
+    small_gicp.estimate_normals_covariances(cloud, tree, NEIGHBOURS)
+    return Scan(kept, points[is_held_out], cloud, tree)
+
+
+def single(scan: Scan, world_SE3_sensor: SE3) -> Target:
+    """A single scan to register to."""
+    return Target(world_SE3_sensor, scan.cloud, scan.tree, scan.points, scan.cloud.normals()[:, :3])
+
+
+def merge(scans: list[tuple[Scan, SE3]], world_SE3_target: SE3) -> Target:
+    """Scans with their world_SE3_sensor as one cloud in a frame nearby."""
+    import small_gicp
+
+    target_SE3_world = invert(world_SE3_target)
+    merged = np.concatenate([transform(target_SE3_world @ pose, scan.points) for scan, pose in scans])
+    cloud, tree = small_gicp.preprocess_points(merged, MAP_SAMPLING_M, NEIGHBOURS)
+    return Target(world_SE3_target, cloud, tree, cloud.points()[:, :3], cloud.normals()[:, :3])
+
+
+def register(target: Target, scan: Scan, world_SE3_sensor: SE3, max_distance_m: float = MAX_DISTANCE_M) -> Fit:
+    """Aligns a scan, starting from a guess of its pose."""
+    import small_gicp
+
+    guess = invert(target.world_SE3_target) @ world_SE3_sensor
+    result = small_gicp.align(
+        *(target.cloud, scan.cloud, target.tree, guess),
+        registration_type="GICP",
+        max_correspondence_distance=max_distance_m,
+        max_iterations=20,
+    )
+    shift = log(invert(guess) @ result.T_target_source)
+    scale = np.array([1 / ARM_M] * 3 + [1.0] * 3)
+    stiffness, motions = np.linalg.eigh(scale[:, None] * result.H * scale / max(result.num_inliers, 1))
+    held = motions[:, stiffness >= MIN_STIFFNESS]
+    shift = scale * (held @ (held.T @ (shift / scale)))
+    return Fit(shift, result.num_inliers / len(scan.points), 6 - held.shape[1])
+
+
+def misfit_m(target: Target, points: Float[np.ndarray, "n 3"], world_SE3_sensor: SE3) -> float:
+    """Median distance of points from the surfaces of a target; NaN where none is near."""
+    moved = transform(invert(target.world_SE3_target) @ world_SE3_sensor, points)
+    nearest, distance_sq = (np.array(found) for found in target.tree.batch_nearest_neighbor_search(moved))
+    near = distance_sq < MAX_DISTANCE_M**2
+    if not near.any():
+        return float("nan")
+    nearest = nearest[near].astype(np.int64)
+    apart = ((moved[near] - target.points[nearest]) * target.normals[nearest]).sum(1)
+    return float(np.median(np.abs(apart)))
+
+
+def exp(shift: Float[np.ndarray, "6"]) -> SE3:
+    """The transform of a rotation vector and a translation."""
+    from scipy.spatial.transform import Rotation
+
+    return se3(Rotation.from_rotvec(shift[:3]).as_matrix(), shift[3:])
+
+
+def log(transform: SE3) -> Float[np.ndarray, "6"]:
+    """The rotation vector and the translation of a transform."""
+    from scipy.spatial.transform import Rotation
+
+    return np.concatenate([Rotation.from_matrix(transform[:3, :3]).as_rotvec(), transform[:3, 3]])
