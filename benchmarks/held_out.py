@@ -18,7 +18,7 @@ EVERY = 3  # frames; all 40 take three times as long and say the same
 def main() -> None:
     root = kitti_raw()
     for name, poses in (
-        ("GPS/IMU poses", None),
+        ("GPS/IMU poses", "dataset"),
         ("ORB-SLAM3 poses", root.parent / "kitti_tracking" / "orbslam3_poses" / "0000.txt"),
     ):
         scene = next(iter(open_dataset(DatasetConfig("kitti-raw", root, poses=poses)).scenes([DRIVE])))

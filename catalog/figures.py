@@ -66,6 +66,13 @@ FIGURES = (
     Figure("dropped_range", "dropped:\nrange", "", 0, None, ("made",)),
     Figure("dropped_nonfinite", "dropped:\nnot finite", "", 0, "low", ("made",)),
     Figure("dropped_sweeps", "dropped\nsweeps", "", 0, "low", ("made",)),
+    # Poses found by registration: how sweeps fit on those ten before them, by the dataset's poses and by these.
+    Figure("pose_misfit_before_m", "pose misfit\nbefore", "m", 3, None, ("made",)),
+    Figure("pose_misfit_m", "pose misfit", "m", 3, "low", ("made",)),
+    Figure("pose_shift_m", "pose shift", "m", 3, None, ("made",)),
+    Figure("pose_turn_deg", "pose turn", "deg", 3, None, ("made",)),
+    Figure("poses_rejected", "poses\nrejected", "%", 1, "low", ("made",)),
+    Figure("poses_open", "poses\npartly open", "%", 1, "low", ("made",)),
     Figure("evaluated_rows", "rows", "", 0, None, ("truth",)),  # at the bottom of each label
     Figure("share", "labels", "%", 1, None, ("table",)),
     Figure("labelled", "labelled", "%", 1, "high"),

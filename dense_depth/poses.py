@@ -15,9 +15,9 @@ from dense_depth import InputError
 from dense_depth.datasets.scene import Scene, Sweep, Track, poses_at
 from dense_depth.deskew import Twist, deskew, moved, twist_of
 from dense_depth.geometry import SE3, invert, se3, transform
-from dense_depth.placing import placed
 from dense_depth.registration import Fit, Scan, exp, log, make_scan, merge, misfit_m, register, single, thin_out
 from dense_depth.sweeps import point_times, read_sweep
+from dense_depth.trajectory import placed
 
 ALGORITHM = 1  # raised when the poses of the same input change
 
@@ -33,7 +33,7 @@ ALIGNED_ARM_M = 10.0  # at which a turn counts as much as a shift when trajector
 FIRST_SPEEDS_MPS = (0.0, 8.0, 16.0, 24.0, 32.0)
 
 Verdict = Literal["start", "unreadable", "few points", "few inliers", "far", "no better", "open", "partly", "taken"]
-PRIOR_VERDICTS = ("unreadable", "few points", "few inliers", "far", "no better", "open")
+REJECTED = ("unreadable", "few points", "few inliers", "far", "no better", "open")
 
 
 class Step(NamedTuple):
@@ -67,13 +67,15 @@ class PoseReport(NamedTuple):
 
     def figures(self) -> dict[str, float | None]:
         """Medians over the sweeps, by the names of ``catalog/figures.py``."""
-        rejected = sum(step.verdict in PRIOR_VERDICTS for step in self.steps)
+        rejected = sum(step.verdict in REJECTED for step in self.steps)
+        n_steps = max(len(self.steps) - 1, 1)
         return {
             "pose_misfit_before_m": self._median("before_m"),
             "pose_misfit_m": self._median("after_m"),
             "pose_shift_m": self._median("shift_m"),
             "pose_turn_deg": self._median("turn_deg"),
-            "poses_rejected": rejected / max(len(self.steps) - 1, 1),
+            "poses_rejected": rejected / n_steps,
+            "poses_open": sum(step.verdict == "partly" for step in self.steps) / n_steps,
         }
 
     def _median(self, name: str) -> float | None:
@@ -99,14 +101,15 @@ def repaired(scene: Scene) -> tuple[Scene, PoseReport]:
 
 
 def by_odometry(scene: Scene) -> tuple[Scene, PoseReport]:
-    """Poses from the sweeps alone, in a world where the first is where the dataset has it.
+    """Poses from the sweeps alone, in a world where the first is where the scene has it.
 
-    Whether a track moves is not known without poses, so no tracked object takes part.
+    The scene says where cameras and boxes are around the sensor, by poses that may all be the same. Whether a track
+    moves is not known then, so no tracked object takes part.
     """
     prior = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
     chain, verdicts, scans = _chained(scene, scene.tracks, None)
     found = prior[0] @ chain
-    return placed(scene, found), PoseReport(_judged(scans, verdicts, prior, found))
+    return placed(scene, found), PoseReport(_judged(scans, verdicts, None, found))
 
 
 class Flatness(NamedTuple):
@@ -157,7 +160,9 @@ def _chained(
     prior = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
     movers = _Movers(scene.sweeps, tracks, prior)
     velocity = _first_velocity(scene, movers, times_s) if start is None else Twist(np.zeros(3), np.zeros(3))
-    chain, verdicts, scans = [np.eye(4) if start is None else start[0]], [], []
+    chain = [np.eye(4) if start is None else start[0]]
+    verdicts: list[Verdict] = []
+    scans: list[Scan | None] = []
     for i, sweep in enumerate(scene.sweeps):
         gap_s = times_s[i] - times_s[i - 1] if i else 0.0
         if start is not None:
@@ -211,7 +216,8 @@ def _first_velocity(scene: Scene, movers: "_Movers", times_s: Float[np.ndarray, 
         (first, _), (second, _) = (_scan(scene.sweeps[i], best, movers.at(i)) for i in (0, 1))
         if first is None or second is None:
             return at_rest
-        target, fits = single(first, np.eye(4)), []
+        target = single(first, np.eye(4))
+        fits: list[tuple[float, int, np.ndarray]] = []
         for start in sorted(starts, key=tuple):
             guess = se3(np.eye(3), gap_s * start)
             pose = guess @ exp(register(target, second, guess).shift)
@@ -246,7 +252,7 @@ def _scan(
     xyz = points[:, :3]
     if not sweep.compensated and (times_s := point_times(sweep, points)) is not None:
         xyz = deskew(points, times_s, velocity)
-    range_sq = (xyz * xyz).sum(1)
+    range_sq = xyz[:, 0] ** 2 + xyz[:, 1] ** 2 + xyz[:, 2] ** 2
     kept = (range_sq > MIN_RANGE_M**2) & (range_sq < MAX_RANGE_M**2)  # not NaN, either
     for crop in sweep.ego_crops:
         kept &= ~_between(xyz, *np.array(crop).T)
@@ -258,8 +264,13 @@ def _scan(
     return (make_scan(thin), "start") if len(thin) >= MIN_POINTS else (None, "few points")
 
 
-def _between(points: Float[np.ndarray, "n 3"], lower: Sequence[float], upper: Sequence[float]) -> Bool[np.ndarray, " n"]:
-    return ((points > lower) & (points < upper)).all(1)
+def _between(
+    points: Float[np.ndarray, "n 3"], lower: Sequence[float], upper: Sequence[float]
+) -> Bool[np.ndarray, " n"]:
+    inside = np.ones(len(points), bool)
+    for values, low, high in zip(points.T, lower, upper):  # axis by axis: quicker than on rows of three
+        inside &= (values > low) & (values < high)
+    return inside
 
 
 def _laid_on(
@@ -273,7 +284,9 @@ def _laid_on(
     centre = chain[:, :3, 3].mean(0)
 
     def whole(shift: Float[np.ndarray, "6"]) -> SE3:
-        return se3(np.eye(3), centre + shift[3:]) @ exp(np.concatenate([shift[:3], -centre]) * [1, 1, 1, 0, 0, 0]) @ se3(np.eye(3), -centre)
+        turn = exp(shift)  # about the middle, so that turn and shift hardly mix
+        turn[:3, 3] = centre + shift[3:] - turn[:3, :3] @ centre
+        return turn
 
     def apart(shift: Float[np.ndarray, "6"]) -> Float[np.ndarray, " numbers"]:
         moved_chain = whole(shift) @ chain
@@ -286,7 +299,7 @@ def _laid_on(
 def _judged(
     scans: Sequence[Scan | None],
     verdicts: Sequence[Verdict],
-    before: Float[np.ndarray, "n 4 4"],
+    before: Float[np.ndarray, "n 4 4"] | None,
     after: Float[np.ndarray, "n 4 4"],
 ) -> tuple[Step, ...]:
     """How sweeps fit on those ten before them, by the poses before and after."""
@@ -296,10 +309,17 @@ def _judged(
         if scan is None or earlier is None:
             steps.append(Step(verdict))
             continue
-        motions = [invert(poses[i - MAP_SWEEPS]) @ poses[i] for poses in (before, after)]
-        target = single(earlier, np.eye(4))
-        misfits = [misfit_m(target, scan.held_out, motion) for motion in motions]
-        change = log(invert(motions[0]) @ motions[1])
-        shift_m, turn_deg = np.linalg.norm(change[3:]), np.degrees(np.linalg.norm(change[:3]))
-        steps.append(Step(verdict, *(float(value) for value in (*misfits, shift_m, turn_deg))))
+        target, motion = single(earlier, np.eye(4)), invert(after[i - MAP_SWEEPS]) @ after[i]
+        step = Step(verdict, after_m=_finite(misfit_m(target, scan.held_out, motion)))
+        if before is not None:
+            old = invert(before[i - MAP_SWEEPS]) @ before[i]
+            change = log(invert(old) @ motion)
+            shift_m, turn_deg = np.linalg.norm(change[3:]), np.degrees(np.linalg.norm(change[:3]))
+            before_m = _finite(misfit_m(target, scan.held_out, old))
+            step = step._replace(before_m=before_m, shift_m=float(shift_m), turn_deg=float(turn_deg))
+        steps.append(step)
     return tuple(steps)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

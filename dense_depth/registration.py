@@ -1,9 +1,9 @@
 """Registration of a sweep to the sweeps before it: generalised ICP, and how far to trust it.
 
-Method: Segal et al., "Generalized-ICP", 2009, in the implementation of Koide, "small_gicp", 2024. A scene may leave some
-motions open: along a corridor, say, or across an open field. There GICP slides to wherever the pattern of the beams
-repeats itself. Its Hessian tells which motions the surfaces hold; only along these is the result taken (Zhang et al., "On
-Degeneracy of Optimization-based State Estimation Problems", 2016).
+Method: Segal et al., "Generalized-ICP", 2009, in the implementation of Koide, "small_gicp", 2024. A scene may leave
+some motions open: along a corridor, say, or across an open field. There GICP slides to wherever the pattern of the
+beams repeats itself. Its Hessian tells which motions the surfaces hold; only along these is the result taken (Zhang et
+al., "On Degeneracy of Optimization-based State Estimation Problems", 2016).
 """
 
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from jaxtyping import Float
 from dense_depth.geometry import SE3, invert, se3, transform
 
 SCAN_SAMPLING_M = 0.8  # edge of the voxels whose points become one
-MAP_SAMPLING_M = 0.4
-NEIGHBOURS = 10  # that tell the surface around a point
+MAP_SAMPLING_M = 0.5
+NEIGHBOURS = 8  # that tell the surface around a point
 HELD_OUT_EVERY = 5  # points that take no part and judge the result
 MAX_DISTANCE_M = 1.0  # between a point and its partner
-# Information per point on a motion, where a turn counts as a shift ARM_M away. Above 6 in every sweep of drive 0005, above 7
-# in the generated city. Along a corridor and across a field a shift has 0.5, which small_gicp gives any pair of points: in
-# its model each is a disc, not a plane. A turn on a field has 4 to 5.
+# Information per point on a motion, where a turn counts as a shift ARM_M away. Above 6 in every sweep of drive 0005,
+# above 7 in the generated city. Along a corridor and across a field a shift has 0.5, which small_gicp gives any pair of
+# points: in its model each is a disc, not a plane. A turn on a field has 4 to 5.
 ARM_M, MIN_STIFFNESS = 10.0, 5.5
 
 
@@ -126,12 +126,12 @@ def register(target: Target, scan: Scan, world_SE3_sensor: SE3, max_distance_m: 
 
 
 def misfit_m(target: Target, points: Float[np.ndarray, "n 3"], world_SE3_sensor: SE3) -> float:
-    """Median distance of points from the surfaces of a target; NaN where none is near."""
+    """Median distance of points from the surfaces of a target; infinite where none is near."""
     moved = transform(invert(target.world_SE3_target) @ world_SE3_sensor, points)
     nearest, distance_sq = (np.array(found) for found in target.tree.batch_nearest_neighbor_search(moved))
     near = distance_sq < MAX_DISTANCE_M**2
     if not near.any():
-        return float("nan")
+        return float("inf")
     nearest = nearest[near].astype(np.int64)
     apart = ((moved[near] - target.points[nearest]) * target.normals[nearest]).sum(1)
     return float(np.median(np.abs(apart)))

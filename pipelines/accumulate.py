@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,15 +17,19 @@ import tyro
 from catalog.manifest import Row
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
-from dense_depth.datasets import DatasetConfig, open_dataset
+from dense_depth.datasets import DatasetConfig, PoseSource, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene
 from dense_depth.label import Label, Source, label_camera
 from dense_depth.options import check_options, option_name
+from dense_depth.pose_store import posed
+from dense_depth.poses import ALGORITHM as POSES_ALGORITHM
+from dense_depth.poses import PoseReport
 from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
 from dense_depth.shards import ShardContent
-from dense_depth.store import absolute
+from dense_depth.store import absolute, open_store
 from dense_depth.sweeps import survey
 from pipelines.console import JobOptions, run_command
+from pipelines.poses import PoseStep
 from pipelines.runner import Job, Made, PlannedShard, run_job
 
 ALGORITHM = 2  # raised when the labels of the same input change: older shards are then made again
@@ -77,7 +81,23 @@ class Recipe:
     accumulation: AccumulationConfig
     visibility: VisibilityConfig
     min_sweeps: int
+    poses: PoseSource = "dataset"
     algorithm: int = ALGORITHM
+    poses_algorithm: int = POSES_ALGORITHM
+
+
+class Loaded(NamedTuple):
+    """What a worker is sent of a scene.
+
+    Attributes:
+        scene: With the poses that the labels are made with.
+        recipe: How.
+        poses: How the poses came about; None for the dataset's own.
+    """
+
+    scene: Scene
+    recipe: Recipe
+    poses: PoseReport | None = None
 
 
 def main() -> int:
@@ -100,7 +120,8 @@ def recipe_of(arguments: Arguments) -> Recipe:
                     raise InputError(f"{option_name(name)} does not go with --kind lidar, which fixes it")
         accumulation = dataclasses.replace(accumulation, **fixed)  # type: ignore[arg-type]
         visibility = dataclasses.replace(visibility, visibility="none")
-    return Recipe(arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps)
+    poses = arguments.data.pose_source
+    return Recipe(arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps, poses)
 
 
 def plan(arguments: Arguments) -> tuple[Job, list[str]]:
@@ -117,12 +138,16 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
     shards: list[PlannedShard] = []
     notes: list[str] = []
     scene_names: list[str] = []
+    store = absolute(arguments.store)
+    step = PoseStep(store, recipe.poses, lambda name: next(dataset.scenes([name])))
     for scene in dataset.scenes(arguments.scenes):
         scene_names.append(scene.name)
         notes += scene.notes
         n_points, dropped = survey(scene.sweeps, recipe.accumulation.bad_sweeps == "drop")
         notes += [f"{scene.name}: dropped: {error}" for error in dropped.values()]
         scene_digest = _scene_digest(scene, recipe, n_points)
+        if recipe.poses != "dataset":
+            scene_digest += step.plan(scene).encode()
         for camera in scene.cameras:
             frames = scene.frames_of(camera)
             shards.append(
@@ -138,16 +163,25 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         raise InputError(f"{data.dataroot}: no camera frames in the scenes asked for; nothing to label")
     job = Job(
         operation="accumulate",
-        store=absolute(arguments.store),
+        store=store,
         recipe=dataclasses.asdict(recipe),
         inputs={"dataset": data.dataset, "dataset_version": data.version, "scenes": scene_names},
         shards=shards,
-        load=lambda name: (next(dataset.scenes([name])), recipe),
+        load=lambda name: _load(step, name, recipe),
         make=make_labels,
         tag=arguments.tag,
         check=check_hidden if recipe.visibility == VisibilityConfig() else None,  # others hide more or less
+        prepare=step.run if step.paths else None,
     )
     return job, notes
+
+
+def _load(step: PoseStep, name: str, recipe: Recipe) -> Loaded:
+    scene = step.load(name)
+    if recipe.poses == "dataset":
+        return Loaded(scene, recipe)
+    scene, report = posed(scene, recipe.poses, open_store(step.store))
+    return Loaded(scene, recipe, report)
 
 
 def check_hidden(row: Row) -> str | None:
@@ -168,9 +202,10 @@ def check_hidden(row: Row) -> str | None:
     )
 
 
-def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) -> Iterator[Made]:
+def make_labels(loaded: Loaded, shards: Sequence[PlannedShard]) -> Iterator[Made]:
     """Makes the labels of a scene, camera by camera; its sweeps are read and cut once."""
-    scene, recipe = loaded
+    scene, recipe, report = loaded
+    poses = report.figures() if report else {}
     frames_of = {shard.camera: scene.frames_of(shard.camera) for shard in shards}
     cloud = SceneCloud(scene, [frame for frames in frames_of.values() for frame in frames], recipe.accumulation)
     for shard in shards:
@@ -198,9 +233,10 @@ def make_labels(loaded: tuple[Scene, Recipe], shards: Sequence[PlannedShard]) ->
             camera=shard.camera,
             labels=tuple(labels),
             n_sweeps=tuple(stat.n_sweeps for stat in stats),
-            attributes={"dropped_sweeps": sorted(dropped)} if dropped else {},
+            attributes=({"dropped_sweeps": sorted(dropped)} if dropped else {})
+            | ({"poses": {"source": recipe.poses, **poses}} if report else {}),
         )
-        quality = _quality(labels, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))}
+        quality = _quality(labels, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))} | poses
         yield Made(shard.shard_id, content, quality)
 
 

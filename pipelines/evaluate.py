@@ -6,7 +6,7 @@ the last copies this one file, so it imports installed packages only.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,8 +159,9 @@ def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]
     if len({row["recipe_hash"] for row in rows}) > 1:
         raise InputError(f"version {arguments.ref}: its {arguments.kind} labels have several recipes; use --truth")
     try:
+        poses = recipe["poses"] if recipe["poses"] != "dataset" else arguments.data.poses  # perhaps a file
         return accumulate.Arguments(
-            arguments.data,
+            replace(arguments.data, poses=poses),
             arguments.store,
             arguments.scenes,
             scale=recipe["scale"],

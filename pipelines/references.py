@@ -11,7 +11,7 @@ from catalog import Version
 from catalog.manifest import Row
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig
-from dense_depth.datasets.scene import CameraFrame, Scene
+from dense_depth.datasets.scene import CameraFrame
 from dense_depth.datasets.truth import read_truth
 from dense_depth.quality.held_out import hold_out_key_sweep
 from dense_depth.quality.truth import FrameTruth, compare_labels
@@ -91,9 +91,9 @@ class AgainstTruth:
         return pictures.draw(frame, self.version.label_of(frame, self.kind), shown, title, self.crop_height)
 
 
-def against_key_sweep(loaded: tuple[Scene, accumulate.Recipe], shards: Sequence[PlannedShard]) -> Iterator[Row]:
+def against_key_sweep(loaded: accumulate.Loaded, shards: Sequence[PlannedShard]) -> Iterator[Row]:
     """Makes the labels of shards again without their key sweep: see ``Plan.measure``."""
-    scene, recipe = loaded
+    scene, recipe, _ = loaded
     cameras = [shard.camera for shard in shards]
     of_cameras = hold_out_key_sweep(scene, cameras, recipe.accumulation, recipe.visibility, recipe.scale)
     for shard, errors in zip(shards, of_cameras):

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -83,6 +83,8 @@ class Job:
         on_gpus: Each worker has a GPU to itself, and threads that read for it and write behind it.
         check: Called with the row of each shard, those done before too; returns a note if its figures are suspicious,
             and raises InputError, so that nothing is committed, if they cannot be of good input.
+        prepare: Called in the driver, before shards are made, with the names of their scenes and the number of workers;
+            returns the error of each scene that failed.
     """
 
     operation: str
@@ -95,6 +97,7 @@ class Job:
     tag: str | None = None
     on_gpus: bool = False
     check: Callable[[Row], str | None] | None = None
+    prepare: Callable[[Collection[str], int | None], dict[str, str]] | None = None
 
     @property
     def name(self) -> str:
@@ -229,7 +232,10 @@ def run(job: Job, *, workers: int | None, dry_run: bool = False, notes: Sequence
 
     for row in rows.values():
         _check(job, row, report)
-    _make(job, todo, workers, rows, report)
+    if job.prepare and todo:
+        report.failed |= job.prepare({shard.scene for shard in todo}, workers)
+    if not report.failed:
+        _make(job, todo, workers, rows, report)
     if not report.failed:
         _commit(catalog, job, [rows[shard.shard_id] for shard in job.shards], seen, report)
     report.seconds = time.monotonic() - started

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol, get_args
 
 import tyro
 
@@ -21,6 +21,7 @@ __all__ = [
     "Dataset",
     "DatasetConfig",
     "Keyframe",
+    "PoseSource",
     "Scene",
     "Sweep",
     "Track",
@@ -34,6 +35,10 @@ READERS = {
 }
 
 
+PoseSource = Literal["dataset", "repaired", "odometry"]
+"""As the dataset has them, corrected by registration, or by registration alone; see ``dense_depth.poses``."""
+
+
 @dataclass(frozen=True)
 class DatasetConfig:
     """Which dataset to read.
@@ -43,7 +48,9 @@ class DatasetConfig:
         dataroot: Folder of the dataset: it holds samples and the table folder (nuScenes), or the date folders (KITTI).
         version: nuScenes: table folder, such as v1.0-mini; v1.0-trainval if not given.
         cameras: Cameras to read; all if none is given.
-        poses: kitti-raw: file of 3x4 world_SE3_cam0rect rows in place of the GPS/IMU poses.
+        poses: Where the poses of the sweeps come from: "dataset"; "repaired", which corrects these by registering the
+            sweeps to each other; "odometry", by registration alone, for recordings without poses; or, kitti-raw, a file
+            of 3x4 world_SE3_cam0rect rows in place of the GPS/IMU poses.
         tracks: kitti-raw: KITTI tracking label file in place of tracklet_labels.xml.
     """
 
@@ -51,8 +58,18 @@ class DatasetConfig:
     dataroot: Path
     version: str | None = None
     cameras: tuple[str, ...] = ()
-    poses: Path | None = None
+    poses: Annotated[str, tyro.conf.arg(metavar="{dataset,repaired,odometry,FILE}")] = "dataset"
     tracks: Path | None = None
+
+    @property
+    def pose_source(self) -> PoseSource:
+        """What is done about the poses that are read."""
+        return "dataset" if self.poses_file else self.poses  # type: ignore[return-value]
+
+    @property
+    def poses_file(self) -> Path | None:
+        """The file in place of the dataset's own poses, if there is one."""
+        return None if self.poses in get_args(PoseSource) else Path(self.poses)
 
 
 class Dataset(Protocol):

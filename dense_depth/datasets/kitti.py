@@ -84,8 +84,9 @@ class KittiRawDataset:
         folders = sorted(path for path in dataroot.glob("*/*_drive_*_sync") if path.is_dir())
         if not folders:
             raise InputError(f"{dataroot}: no drive; expected folders like <date>/<date>_drive_0001_sync in it")
-        self._drives = {folder.name: _Drive(folder, tuple(sorted(set(cameras)))) for folder in folders}
-        self._poses, self._tracks = config.poses, config.tracks
+        has_poses = config.pose_source != "odometry"
+        self._drives = {folder.name: _Drive(folder, tuple(sorted(set(cameras))), has_poses) for folder in folders}
+        self._poses, self._tracks = config.poses_file, config.tracks
         available = set().union(*(drive.available for drive in self._drives.values()))
         check_cameras(cameras, available, dataroot)
 
@@ -121,6 +122,7 @@ class KittiRawDataset:
 class _Drive:
     folder: Path
     wanted: tuple[str, ...]
+    has_poses: bool  # else the world is what the sensor sees, until odometry finds more
 
     @cached_property
     def available(self) -> list[str]:
@@ -194,6 +196,8 @@ class _Drive:
         self, cam0_SE3_velo: SE3, times_us: dict[int, int], poses_file: Path | None, notes: list[str]
     ) -> dict[int, SE3]:
         """Sensor poses by frame."""
+        if not self.has_poses:
+            return dict.fromkeys(times_us, np.eye(4))
         source = poses_file or self.folder / "oxts" / "data"
         if poses_file:
             poses = {i: pose @ cam0_SE3_velo for i, pose in read_poses(poses_file, max(times_us) + 1).items()}

@@ -133,7 +133,7 @@ def read_oxts(folder: Path) -> dict[int, SE3]:
     """
     files = frame_files(folder, "txt")
     if not files:
-        raise InputError(f"{folder}: no files with GPS/IMU poses; pass --poses to use others")
+        raise InputError(f"{folder}: no files with GPS/IMU poses; use others by --poses FILE, or --poses odometry")
     rows = np.array([_floats(" ".join(_lines(path)[0].split()[:6]), 6, str(path)) for path in files.values()])
     lat, lon, roll, pitch, yaw = np.radians(rows[:, 0]), np.radians(rows[:, 1]), *rows[:, 3:].T
     scale = np.cos(lat[0]) * EARTH_RADIUS_M

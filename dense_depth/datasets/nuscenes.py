@@ -38,7 +38,7 @@ from dense_depth.datasets.scene import (
     box_velocities,
     revolution_s,
 )
-from dense_depth.geometry import rotation_from_quaternion
+from dense_depth.geometry import invert, rotation_from_quaternion
 
 Row = dict[str, Any]
 
@@ -84,8 +84,9 @@ class NuScenesDataset:
             InputError: A table is missing or damaged, a row points nowhere, a camera is unknown, or an option is for
                 another format.
         """
-        if config.poses or config.tracks:
-            raise InputError("--poses and --tracks are for kitti-raw; nuScenes has its own")
+        if config.poses_file or config.tracks:
+            raise InputError("files as --poses and --tracks are for kitti-raw; nuScenes has its own")
+        self._has_poses = config.pose_source != "odometry"
         dataroot, version, cameras = config.dataroot, config.version or DEFAULT_VERSION, config.cameras
         self._dataroot = dataroot
         self._folder = dataroot / version
@@ -188,7 +189,7 @@ class NuScenesDataset:
             rows = self._key_rows(samples, self._channel(token, name, camera, notes), name, camera)
             world_SE3_cam = self._world_SE3_ego(rows) @ self._ego_SE3_sensor(rows)
             frames += map(self._frame, rows, world_SE3_cam, [row["token"] for row in key_sweeps])
-        tracks = self._tracks(name, samples, notes)
+        tracks = self._tracks(name, samples, key_sweeps, notes)
         pose_of = {row["sample_token"]: pose for row, pose in zip(sweep_rows, world_SE3_ego) if row["is_key_frame"]}
         keyframes = tuple(self._keyframe(sample, pose_of[sample["token"]]) for sample in samples)
         return Scene("nuscenes", token, name, sweeps, tuple(frames), tracks, tuple(notes), keyframes)
@@ -198,7 +199,8 @@ class NuScenesDataset:
         rows = self._chain("sample_data", f"{name} {channel}", self._data[scene_token, channel], notes)
         egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
         positions = _numbers("ego_pose", egos, "translation", (3,))
-        check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
+        if self._has_poses:
+            check_speed([row["timestamp"] for row in rows], positions, _names("ego_pose", egos))
         return rows
 
     def _key_rows(self, samples: list[Row], rows: list[Row], name: str, channel: str) -> list[Row]:
@@ -233,7 +235,10 @@ class NuScenesDataset:
         tracks = tuple(row["instance_token"] for row in annotations)
         return Keyframe(_safe(sample["token"], "sample"), sample["timestamp"], world_SE3_ego, tracks)
 
-    def _tracks(self, name: str, samples: list[Row], notes: list[str]) -> tuple[Track, ...]:
+    def _tracks(self, name: str, samples: list[Row], key_sweeps: list[Row], notes: list[str]) -> tuple[Track, ...]:
+        # Annotated around the vehicle, and in the tables' world by its pose there.
+        worlds = self._world_SE3_ego(key_sweeps) @ invert(self._recorded_poses(key_sweeps))
+        world_of = {sample["token"]: world for sample, world in zip(samples, worlds)}
         rows_of: dict[str, list[Row]] = defaultdict(list)
         for sample in samples:
             for row in (self._nusc.get("sample_annotation", token) for token in sample["anns"]):
@@ -243,6 +248,8 @@ class NuScenesDataset:
         for token, rows in sorted(rows_of.items()):
             rows = self._chain("sample_annotation", f"instance {token}", rows, cut)
             poses = _poses("sample_annotation", rows)
+            if not self._has_poses:
+                poses = np.stack([world_of[row["sample_token"]] for row in rows]) @ poses
             sizes_lwh = _numbers("sample_annotation", rows, "size", (3,))[:, [1, 0, 2]]  # the table has w, l, h
             if (sizes_lwh <= 0).any():
                 raise InputError(f"sample_annotation of instance {token}: a size is not positive")
@@ -291,7 +298,11 @@ class NuScenesDataset:
         return True
 
     def _world_SE3_ego(self, rows: list[Row]) -> np.ndarray:
-        """(n, 4, 4) poses of the vehicle, each at the row's own time."""
+        """(n, 4, 4) poses of the vehicle, each at the row's own time; all the same if odometry is to find them."""
+        return self._recorded_poses(rows) if self._has_poses else np.tile(np.eye(4), (len(rows), 1, 1))
+
+    def _recorded_poses(self, rows: list[Row]) -> np.ndarray:
+        """(n, 4, 4) poses of the vehicle as the tables have them."""
         egos = [self._nusc.get("ego_pose", row["ego_pose_token"]) for row in rows]
         poses = _poses("ego_pose", egos)
         check_upright(poses[:, 2, 2], _names("ego_pose", egos), MAX_EGO_TILT_DEG)

@@ -72,7 +72,7 @@ class Data:
                 values["dataset"],
                 Path(values["dataroot"]),
                 values.get("version"),
-                poses=Path(values["poses"]) if "poses" in values else None,
+                poses=values.get("poses", "dataset"),
             ),
             values["store"],
             values.get("ref", "latest"),

@@ -66,7 +66,7 @@ def test_options_of_the_command_line():
     assert short == Data(DatasetConfig("nuscenes", Path("/d")), "s3://b/s")
     text = "dataset=kitti-raw, dataroot=/d,store=s,ref=good,version=v,scenes=a+b+c,truth=yes,poses=/p=1.txt,repeat=3"
     expected = Data(
-        DatasetConfig("kitti-raw", Path("/d"), "v", poses=Path("/p=1.txt")), "s", "good", ("a", "b", "c"), True, 3
+        DatasetConfig("kitti-raw", Path("/d"), "v", poses="/p=1.txt"), "s", "good", ("a", "b", "c"), True, 3
     )
     assert Data.parse(text, "--data") == expected
 
