@@ -23,7 +23,7 @@ class Figure:
     Attributes:
         name: As it is computed, in summaries and manifests.
         title: Above its column; may break into two lines.
-        unit: "m", "%" (the figure itself is a share, from 0 to 1), or "" for plain numbers.
+        unit: "m", "deg", "%" (the figure itself is a share, from 0 to 1), or "" for plain numbers.
         digits: After the point.
         better: Which way labels get better; None where neither is.
         places: Where it is shown and kept.

@@ -96,6 +96,13 @@ class Dataset(Protocol):
             InputError: A name is unknown, a table row or file is missing, or a calibration is broken.
         """
 
+    def write_poses(self, scenes: Sequence[Scene], out: Path) -> list[Path]:
+        """Writes the poses of scenes that were read here and got others, as the format has them; returns the files.
+
+        Raises:
+            InputError: The format cannot hold them, or ``out`` cannot be written.
+        """
+
 
 def open_dataset(config: DatasetConfig) -> Dataset:
     """Opens a dataset by its format.

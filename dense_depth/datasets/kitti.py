@@ -43,6 +43,7 @@ from dense_depth.datasets.kitti_files import (
     read_times,
     read_tracking,
     read_tracklets,
+    write_poses,
 )
 from dense_depth.datasets.scene import (
     Box,
@@ -117,6 +118,22 @@ class KittiRawDataset:
             raise InputError(f"--poses and --tracks are for one drive; select one of {', '.join(self._drives)}")
         return (scene for drive, parts in chosen for scene in drive.scenes(parts, self._poses, self._tracks))
 
+    def write_poses(self, scenes: Sequence[Scene], out: Path) -> list[Path]:
+        """Writes a file for ``--poses``: rows of world_SE3_cam0rect, nan for frames without a sweep.
+
+        Raises:
+            InputError: The scenes are not one drive, or its parts are not in one world.
+        """
+        drives = [drive for drive in self._drives.values() if any(scene.name in drive.parts for scene in scenes)]
+        if len(drives) != 1:
+            raise InputError(f"a file of poses is of one drive; select one of {', '.join(self._drives)} by --scenes")
+        if len(scenes) > 1 and not drives[0].has_poses:
+            raise InputError(
+                f"{drives[0].folder.name}: each of its {len(scenes)} parts starts anew; pick one by --scenes"
+            )
+        drives[0].write_poses(scenes, out)
+        return [out]
+
 
 @dataclass(frozen=True)
 class _Drive:
@@ -153,6 +170,18 @@ class _Drive:
         whole = self._read(poses_file, tracks_file)
         return (part for part in split_drive(whole, IMAGE_PIXELS) if part.name in parts)
 
+    def write_poses(self, scenes: Sequence[Scene], out: Path) -> None:
+        velo_SE3_cam0 = invert(self._cam0_SE3_velo())
+        pose_of = {sweep.token: sweep.world_SE3_sensor for scene in scenes for sweep in scene.sweeps}
+        # The parts of a drive overlap; a frame has the pose of the part that makes labels of it.
+        pose_of |= {key.sample_token: key.world_SE3_ego for scene in scenes for key in scene.keyframes}
+        poses = {i: pose_of[t] @ velo_SE3_cam0 for i in self.sweeps if (t := self._token(i)) in pose_of}
+        times_us = read_times(self.folder / "velodyne_points" / "timestamps.txt", self.sweeps)
+        write_poses(out, poses, max(times_us) + 1)
+
+    def _token(self, frame: int) -> str:
+        return f"{self.folder.name}_{frame:010d}"
+
     def _read(self, poses_file: Path | None, tracks_file: Path | None) -> Scene:
         """The whole drive as one scene."""
         for camera in self.cameras or ["image_02"]:
@@ -165,7 +194,7 @@ class _Drive:
         tracks = self._tracks(cam0_SE3_velo, times_us, world_SE3_velo, tracks_file)
         if tracks is None:
             notes.append(f"{self.folder.name}: no tracklet_labels.xml, so there are no tracks")
-        name, token = self.folder.name, {frame: f"{self.folder.name}_{frame:010d}" for frame in self.sweeps}
+        name, token = self.folder.name, {frame: self._token(frame) for frame in self.sweeps}
         half_s = revolution_s([times_us[i] for i in self.sweeps], REVOLUTION_S) / 2
         timing = Timing("azimuth", -half_s, half_s, first_azimuth=np.pi, clockwise=True)
         sweeps = (

@@ -6,7 +6,7 @@ Format: Geiger et al., "Vision meets Robotics: The KITTI Dataset", 2013, and the
 
 import calendar
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -20,6 +20,7 @@ from dense_depth.geometry import SE3, is_rotation, se3
 
 EARTH_RADIUS_M = 6378137.0
 MAX_TILT_DEG = 30.0
+UNKNOWN_POSE = ["nan"] * 12
 
 
 class KittiBox(NamedTuple):
@@ -113,17 +114,25 @@ def read_times(path: Path, needed: Iterable[int]) -> dict[int, int]:
 
 
 def read_poses(path: Path, n_frames: int) -> dict[int, SE3]:
-    """world_SE3_cam0rect by frame: one row of 12 numbers for every frame of the drive."""
+    """world_SE3_cam0rect by frame: one row of 12 numbers for every frame of the drive, all nan where nobody knows."""
     lines = _lines(path)
     if len(lines) != n_frames:
         raise InputError(f"{path}:{len(lines)}: the file has {len(lines)} poses, but the drive has {n_frames} frames")
     poses = {}
     for index, line in enumerate(lines):
+        if line.split() == UNKNOWN_POSE:
+            continue
         matrix = _floats(line, 12, f"{path}:{index + 1}").reshape(3, 4)
         if not is_rotation(matrix[:, :3]):
             raise InputError(f"{path}:{index + 1}: the left 3x3 part of the pose is not a rotation")
         poses[index] = se3(matrix[:, :3], matrix[:, 3])
     return poses
+
+
+def write_poses(path: Path, poses: Mapping[int, SE3], n_frames: int) -> None:
+    """Writes poses as ``read_poses`` reads them."""
+    rows = (poses[i][:3].ravel() if i in poses else UNKNOWN_POSE for i in range(n_frames))
+    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
 
 
 def read_oxts(folder: Path) -> dict[int, SE3]:

@@ -38,7 +38,8 @@ from dense_depth.datasets.scene import (
     box_velocities,
     revolution_s,
 )
-from dense_depth.geometry import invert, rotation_from_quaternion
+from dense_depth.geometry import invert, quaternion_from_rotation, rotation_from_quaternion
+from dense_depth.trajectory import pose_at
 
 Row = dict[str, Any]
 
@@ -140,6 +141,33 @@ class NuScenesDataset:
         if not isinstance(custom, dict) or not all(isinstance(scenes, list) for scenes in custom.values()):
             raise InputError(f"{path}: must map the name of each split to a list of scene names")
         return create_splits_scenes() | custom
+
+    def write_poses(self, scenes: Sequence[Scene], out: Path) -> list[Path]:
+        """Writes the tables that hold poses, ego_pose.json and sample_annotation.json, into a folder.
+
+        Every ego pose of the scenes, of whatever sensor, is where the sweeps around it and the LiDAR's mount have it.
+
+        Raises:
+            InputError: A table is there already.
+        """
+        ego_poses, annotations = (_rows(self._folder / f"{table}.json") for table in ("ego_pose", "sample_annotation"))
+        ego_of = {row["token"]: row for row in ego_poses}
+        scene_of = {row["token"]: row["scene_token"] for row in self._nusc.sample}
+        time_of = {row["token"]: row["timestamp"] for row in self._nusc.sample}
+        posed = {scene.token: scene for scene in scenes}
+        for row in self._nusc.sample_data:
+            scene = posed.get(scene_of[row["sample_token"]])
+            if scene:
+                (ego_SE3_lidar,) = self._ego_SE3_sensor(self._data[scene.token, LIDAR][:1])
+                times_us = [sweep.timestamp_us for sweep in scene.sweeps]
+                poses = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
+                pose = pose_at(times_us, poses, row["timestamp"]) @ invert(ego_SE3_lidar)
+                ego_of[row["ego_pose_token"]] |= _pose_fields(pose)
+        boxes = {(track.token, box.timestamp_us): box for s in scenes for track in s.tracks for box in track.boxes}
+        for row in annotations:
+            if box := boxes.get((row["instance_token"], time_of[row["sample_token"]])):
+                row |= _pose_fields(box.world_SE3_box)
+        return [_write(out / "ego_pose.json", ego_poses), _write(out / "sample_annotation.json", annotations)]
 
     @cached_property
     def _samples(self) -> dict[str, list[Row]]:
@@ -369,6 +397,21 @@ def _check_tables(tables: Mapping[str, list[Row]]) -> None:
                     raise InputError(f"{table} {row['token']}: {field} is missing or of the wrong type ({value!r})")
                 if isinstance(kind, str) and value not in tokens[kind]:
                     raise InputError(f"{table} {row['token']}: {field} {value!r} is not in the table {kind}")
+
+
+def _write(path: Path, rows: list[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x") as file:
+            json.dump(rows, file, indent=0)
+    except FileExistsError as error:
+        raise InputError(f"{path}: is there already; choose another --out") from error
+    return path
+
+
+def _pose_fields(world_SE3_thing: np.ndarray) -> Row:
+    rotation = quaternion_from_rotation(world_SE3_thing[:3, :3])
+    return {"translation": world_SE3_thing[:3, 3].tolist(), "rotation": rotation.tolist()}
 
 
 def _safe(token: str, table: str) -> str:

@@ -13,7 +13,7 @@ def test_every_figure_of_the_manifest_has_a_declaration():
     assert kept == list(manifest.QUALITY) == list(COLUMNS)
     assert len(BY_NAME) == len(FIGURES)  # names are unique
     for figure in FIGURES:
-        assert figure.unit in ("m", "%", "") and figure.better in ("low", "high", None) and figure.title
+        assert figure.unit in ("m", "deg", "%", "") and figure.better in ("low", "high", None) and figure.title
         assert figure.digits >= 0 and len(set(figure.places)) == len(figure.places)
     errors = [figure for name, figure in COLUMNS.items() if name.startswith(("held_out", "completed_m", "calibration"))]
     assert all(figure.better for figure in errors)

@@ -22,7 +22,7 @@ from dense_depth.accumulation import AccumulationConfig
 from dense_depth.datasets import DatasetConfig
 from dense_depth.datasets.truth import read_truth
 from dense_depth.projection import VisibilityConfig
-from pipelines.accumulate import REFUSED_HIDDEN, Arguments, make_labels, plan
+from pipelines.accumulate import REFUSED_HIDDEN, Arguments, Loaded, make_labels, plan
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "accumulate.py"
 
@@ -454,7 +454,7 @@ def peak_memory(scene_args: str) -> None:
     shards = [runner.PlannedShard(f"big.CAM_{c}", "big", f"CAM_{c}", 40, 0) for c in range(6)]
     Catalog.create(folder / "store")
     job = runner.Job("accumulate", str(folder / "store"), {}, {}, shards, lambda name: None, make_labels)
-    outcome = job.work((scene, recipe), shards)
+    outcome = job.work(Loaded(scene, recipe), shards)
     assert outcome.error is None and len(outcome.rows) == 6
     # Not getrusage: its peak includes what the process that started this one held.
     status = Path("/proc/self/status").read_text()

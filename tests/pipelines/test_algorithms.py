@@ -80,7 +80,7 @@ def accumulated(scene: Scene, kind: str = "accumulated", **changes):
     visibility = VisibilityConfig(visibility="none" if kind == "lidar" else "quadrants")
     config = AccumulationConfig(past_s=0.5, future_s=0.5, ego_crop_m=(2.0, 1.0), **changes)
     recipe = accumulate.Recipe(kind, 1.0, config, visibility, 1)
-    (made,) = accumulate.make_labels((scene, recipe), SHARDS)
+    (made,) = accumulate.make_labels(accumulate.Loaded(scene, recipe), SHARDS)
     return made.content
 
 
