@@ -13,15 +13,18 @@ from jaxtyping import Float
 
 from dense_depth.geometry import SE3, invert, se3, transform
 
-SCAN_SAMPLING_M = 0.8  # edge of the voxels whose points become one
-MAP_SAMPLING_M = 0.5
+# Edges of the voxels whose points become one: of a scan the first one that leaves enough points, and of a target. Chosen
+# on the generated city and drive 0005.
+SCAN_SAMPLING_M, ENOUGH_POINTS = (0.8, 0.4), 5000
+MAP_SAMPLING_M = 0.4
 NEIGHBOURS = 8  # that tell the surface around a point
 HELD_OUT_EVERY = 5  # points that take no part and judge the result
 MAX_DISTANCE_M = 1.0  # between a point and its partner
-# Information per point on a motion, where a turn counts as a shift ARM_M away. Above 6 in every sweep of drive 0005,
-# above 7 in the generated city. Along a corridor and across a field a shift has 0.5, which small_gicp gives any pair of
-# points: in its model each is a disc, not a plane. A turn on a field has 4 to 5.
-ARM_M, MIN_STIFFNESS = 10.0, 5.5
+# Information per point on a motion; a turn about the points' middle counts as the shift of a point this far away, or,
+# about the vertical, as far away as the points are. small_gicp takes each point for a disc, so a pair of them gives 0.5
+# to any shift: this is what an open motion has, up to 1.1 (walls on both sides; a field). Every motion has 7 and more in
+# drive 0005, 9 in the city, and 3.6 in an 80 degree field of view of drive 0005.
+TILT_ARM_M, MIN_STIFFNESS = 10.0, 1.5
 
 
 class Scan(NamedTuple):
@@ -76,7 +79,11 @@ def thin_out(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "voxels 3"]:
     """The mean of the points in each voxel of a scan."""
     import small_gicp
 
-    return small_gicp.voxelgrid_sampling(points, SCAN_SAMPLING_M).points()[:, :3]
+    for voxel_m in SCAN_SAMPLING_M:
+        thin = small_gicp.voxelgrid_sampling(points, voxel_m).points()[:, :3]
+        if len(thin) >= ENOUGH_POINTS:
+            break
+    return thin
 
 
 def make_scan(points: Float[np.ndarray, "n 3"]) -> Scan:
@@ -117,12 +124,28 @@ def register(target: Target, scan: Scan, world_SE3_sensor: SE3, max_distance_m: 
         max_correspondence_distance=max_distance_m,
         max_iterations=20,
     )
-    shift = log(invert(guess) @ result.T_target_source)
-    scale = np.array([1 / ARM_M] * 3 + [1.0] * 3)
-    stiffness, motions = np.linalg.eigh(scale[:, None] * result.H * scale / max(result.num_inliers, 1))
+    motion_of = _motions(scan.points)
+    stiffness, motions = np.linalg.eigh(motion_of.T @ result.H @ motion_of / max(result.num_inliers, 1))
     held = motions[:, stiffness >= MIN_STIFFNESS]
-    shift = scale * (held @ (held.T @ (shift / scale)))
+    shift = log(invert(guess) @ result.T_target_source)
+    shift = motion_of @ held @ held.T @ np.linalg.solve(motion_of, shift)
     return Fit(shift, result.num_inliers / len(scan.points), 6 - held.shape[1])
+
+
+def _motions(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "6 6"]:
+    """Motions of the sensor, a rotation vector and a translation each, that move its points by comparable lengths.
+
+    In the columns: turns about axes through the middle of the points, and shifts.
+    """
+    x, y, z = middle = points.mean(axis=0)
+    spread_m = np.sqrt(((points - middle)[:, :2] ** 2).sum(axis=1).mean())
+    motions = np.eye(6)
+    motions[3:, :3] = [
+        [0, -z, y],
+        [z, 0, -x],
+        [-y, x, 0],
+    ]  # a turn about the middle is one about the sensor and a shift
+    return motions / np.array([TILT_ARM_M, TILT_ARM_M, spread_m, 1.0, 1.0, 1.0])
 
 
 def misfit_m(target: Target, points: Float[np.ndarray, "n 3"], world_SE3_sensor: SE3) -> float:
