@@ -1,4 +1,4 @@
-"""Labels of a recorded drive against KITTI's official depth: drive 0001, of which there are no poses and no sweeps here.
+"""Labels of a recorded drive against KITTI's official depth: drive 0001, without poses and whole sweeps.
 
 The sparse depth images that KITTI gives as input are unprojected into the part of each sweep that the camera sees. They
 and the official depth are of sweeps as they were recorded, with the vehicle's motion during a revolution in them; so

@@ -13,17 +13,17 @@ from jaxtyping import Float
 
 from dense_depth.geometry import SE3, invert, se3, transform
 
-# Edges of the voxels whose points become one: of a scan the first one that leaves enough points, and of a target. Chosen
-# on the generated city and drive 0005.
+# Edges of the voxels whose points become one: of a scan the first one that leaves enough points, and of a target.
+# Chosen on the generated city and drive 0005.
 SCAN_SAMPLING_M, ENOUGH_POINTS = (0.8, 0.4), 5000
 MAP_SAMPLING_M = 0.4
-NEIGHBOURS = 8  # that tell the surface around a point
+NEIGHBOURS = 10  # that tell the surface around a point
 HELD_OUT_EVERY = 5  # points that take no part and judge the result
 MAX_DISTANCE_M = 1.0  # between a point and its partner
 # Information per point on a motion; a turn about the points' middle counts as the shift of a point this far away, or,
 # about the vertical, as far away as the points are. small_gicp takes each point for a disc, so a pair of them gives 0.5
-# to any shift: this is what an open motion has, up to 1.1 (walls on both sides; a field). Every motion has 7 and more in
-# drive 0005, 9 in the city, and 3.6 in an 80 degree field of view of drive 0005.
+# to any shift: this is what an open motion has, up to 1.1 (walls on both sides; a field). Every motion has 7 and more
+# in drive 0005, 9 in the city, and 3.6 in an 80 degree field of view of drive 0005.
 TILT_ARM_M, MIN_STIFFNESS = 10.0, 1.5
 
 
