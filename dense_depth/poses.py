@@ -158,8 +158,8 @@ def _chained(
     """
     times_s = 1e-6 * np.array([sweep.timestamp_us - scene.sweeps[0].timestamp_us for sweep in scene.sweeps])
     prior = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
-    movers = _Movers(scene.sweeps, tracks, prior)
-    velocity = _first_velocity(scene, movers, times_s) if start is None else Twist(np.zeros(3), np.zeros(3))
+    around = _Around(scene.sweeps, tracks, prior)
+    velocity = _first_velocity(scene, around, times_s) if start is None else Twist(np.zeros(3), np.zeros(3))
     chain = [np.eye(4) if start is None else start[0]]
     verdicts: list[Verdict] = []
     scans: list[Scan | None] = []
@@ -169,7 +169,7 @@ def _chained(
             velocity = twist_of(start, times_s, i)
         if i:
             chain.append(chain[-1] @ (moved(velocity, gap_s) if start is None else invert(start[i - 1]) @ start[i]))
-        scan, verdict = _scan(sweep, velocity, movers.at(i))
+        scan, verdict = _scan(sweep, velocity, around.at(i))
         if scan is not None:
             near = [(s, pose) for s, pose in zip(scans[-MAP_SWEEPS:], chain[-1 - MAP_SWEEPS :]) if s is not None]
             chain[-1], verdict = _step(near, scan, chain[-1]) if near else (chain[-1], "start")
@@ -204,7 +204,7 @@ def _refusal(fit: Fit) -> Verdict | None:
     return "far" if turn_deg > MAX_TURN_DEG or np.linalg.norm(fit.shift[3:]) > MAX_SHIFT_M else None
 
 
-def _first_velocity(scene: Scene, movers: "_Movers", times_s: Float[np.ndarray, " n"]) -> Twist:
+def _first_velocity(scene: Scene, around: "_Around", times_s: Float[np.ndarray, " n"]) -> Twist:
     """The motion from the first sweep to the second: of many starts along both axes the one that fits best."""
     at_rest = Twist(np.zeros(3), np.zeros(3))
     if len(scene.sweeps) < 2:
@@ -213,7 +213,7 @@ def _first_velocity(scene: Scene, movers: "_Movers", times_s: Float[np.ndarray, 
     starts = [np.array([x, y, 0.0]) for v in FIRST_SPEEDS_MPS for x, y in {(v, 0.0), (-v, 0.0), (0.0, v), (0.0, -v)}]
     best = at_rest
     for _ in range(2):  # with points as they are, then deskewed by what that gave
-        (first, _), (second, _) = (_scan(scene.sweeps[i], best, movers.at(i)) for i in (0, 1))
+        (first, _), (second, _) = (_scan(scene.sweeps[i], best, around.at(i)) for i in (0, 1))
         if first is None or second is None:
             return at_rest
         target = single(first, np.eye(4))
@@ -228,7 +228,7 @@ def _first_velocity(scene: Scene, movers: "_Movers", times_s: Float[np.ndarray, 
     return best
 
 
-class _Movers:
+class _Around:
     """The boxes of moving objects, as each sweep has them around itself."""
 
     def __init__(self, sweeps: Sequence[Sweep], tracks: Sequence[Track], world_SE3_sensor: Float[np.ndarray, "n 4 4"]):

@@ -202,7 +202,10 @@ class _Drive:
             for i, path in self.sweeps.items()
         )
         frames = (
-            CameraFrame(token[i], camera, images[i], times_us[i], *size, K, world_SE3_velo[i] @ velo_SE3_cam, token[i])
+            CameraFrame(
+                *(token[i], camera, images[i], times_us[i], *size, K, world_SE3_velo[i] @ velo_SE3_cam, token[i]),
+                sensor_SE3_cam=velo_SE3_cam,
+            )
             for camera, images in self.images.items()
             for size, K, velo_SE3_cam in [self._camera(camera, cam0_SE3_velo)]
             for i in self.keyframes

@@ -215,8 +215,10 @@ class NuScenesDataset:
             if self._all_cameras and not self._data[token, camera]:
                 continue  # this scene was recorded without it
             rows = self._key_rows(samples, self._channel(token, name, camera, notes), name, camera)
-            world_SE3_cam = self._world_SE3_ego(rows) @ self._ego_SE3_sensor(rows)
-            frames += map(self._frame, rows, world_SE3_cam, [row["token"] for row in key_sweeps])
+            ego_SE3_cam = self._ego_SE3_sensor(rows)
+            world_SE3_cam = self._world_SE3_ego(rows) @ ego_SE3_cam
+            lidar_SE3_cam = invert(self._ego_SE3_sensor(key_sweeps)) @ ego_SE3_cam
+            frames += map(self._frame, rows, world_SE3_cam, lidar_SE3_cam, [row["token"] for row in key_sweeps])
         tracks = self._tracks(name, samples, key_sweeps, notes)
         pose_of = {row["sample_token"]: pose for row, pose in zip(sweep_rows, world_SE3_ego) if row["is_key_frame"]}
         keyframes = tuple(self._keyframe(sample, pose_of[sample["token"]]) for sample in samples)
@@ -242,7 +244,7 @@ class NuScenesDataset:
                 raise InputError(f"sample {sample['token']} ({name}): no key frame of {channel} in sample_data")
         return [row_of[sample["token"]] for sample in samples]
 
-    def _frame(self, row: Row, world_SE3_cam: np.ndarray, key_sweep: str) -> CameraFrame:
+    def _frame(self, row: Row, world_SE3_cam: np.ndarray, lidar_SE3_cam: np.ndarray, key_sweep: str) -> CameraFrame:
         mount = self._nusc.get("calibrated_sensor", row["calibrated_sensor_token"])
         K = _numbers("calibrated_sensor", [mount], "camera_intrinsic", (3, 3))[0]
         check_intrinsics(K, row["width"], row["height"], f"calibrated_sensor {mount['token']}")
@@ -256,6 +258,7 @@ class NuScenesDataset:
             K=K,
             world_SE3_cam=world_SE3_cam,
             key_sweep=key_sweep,
+            sensor_SE3_cam=lidar_SE3_cam,
         )
 
     def _keyframe(self, sample: Row, world_SE3_ego: np.ndarray) -> Keyframe:

@@ -103,6 +103,7 @@ class CameraFrame:
         K: 3x3 intrinsics; integer coordinates are pixel centres.
         world_SE3_cam: Camera pose at the time of exposure.
         key_sweep: Token of the sweep that belongs to the keyframe.
+        sensor_SE3_cam: Where the camera is mounted, seen from the LiDAR; None where nobody knows.
     """
 
     sample_token: str
@@ -114,6 +115,7 @@ class CameraFrame:
     K: np.ndarray
     world_SE3_cam: SE3
     key_sweep: str
+    sensor_SE3_cam: SE3 | None = None
 
 
 @dataclass(frozen=True, eq=False)
