@@ -9,6 +9,7 @@ import tyro
 
 from dense_depth import InputError
 from dense_depth.synthetic.faults import Faults
+from dense_depth.synthetic.lidar import Motion
 
 VERSION = re.compile(r"(?!(samples|sweeps|maps|truth)$)[\w.-]*\w")
 LEAST = {"scenes": 1, "keyframes": 1, "seed": 0, "image_width": 16, "image_height": 9, "lidar_azimuths": 1}
@@ -43,9 +44,17 @@ class SynthConfig:
     lidar_range_m: float = 70.0
     """Longest LiDAR range."""
     lidar_distortion: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """The vehicle and all else move during a revolution, and the points are not corrected for it."""
+    """The points are not corrected for the motion of the vehicle during a revolution, as KITTI's."""
+    lidar_flash: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Nothing moves during a revolution, and lost pulses are left out. Cameras fire up to half a revolution before or
+    after the sweep's timestamp, not before it."""
     faults: Annotated[Faults, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff] = Faults()  # noqa: RUF009  it is frozen
     """What the tables say wrongly."""
+
+    @property
+    def lidar_motion(self) -> Motion:
+        """What happens during a revolution."""
+        return "none" if self.lidar_flash else "raw" if self.lidar_distortion else "compensated"
 
     def check(self) -> None:
         """Refuses options that cannot be generated.
@@ -53,6 +62,8 @@ class SynthConfig:
         Raises:
             InputError: An option is out of range.
         """
+        if self.lidar_distortion and self.lidar_flash:
+            raise InputError("--lidar-distortion and --lidar-flash: choose one; nothing moves during a flash")
         values = vars(self) | vars(self.faults)
         for field, value in values.items():
             option = f"--{field.replace('_', '-')} {value}"

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Float, UInt16
 
 from dense_depth.geometry import SE3, se3
 from dense_depth.synthetic import cycles, diggers, houses, people, scenery, trees, vehicles
+from dense_depth.synthetic.beams import Parts, Poses
 from dense_depth.synthetic.body import Body
 from dense_depth.synthetic.mesh import Mesh, merge
 from dense_depth.synthetic.shading import Light, ShadowMap
@@ -61,17 +62,22 @@ class World:
 
     def movers(self, time_s: float) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
         """What moves, where it is at a time; as ``still``."""
-        mesh, instances, part_of = self._moving_parts
-        world_SE3_part = [pose for actor in self.actors if actor.moves for pose in actor.world_SE3_parts(time_s)]
-        return mesh.moved(np.array(world_SE3_part)[part_of]).float32, instances
+        world_SE3_part = self.part_poses(time_s, np.zeros(1)).world_SE3_frame[0]
+        return self.parts.mesh.moved(world_SE3_part[self.parts.part]).float32, self.parts.instances
 
     @cached_property
-    def _moving_parts(self) -> tuple[Mesh, UInt16[np.ndarray, " t"], UInt16[np.ndarray, " t"]]:
-        """The parts of all that moves, each in its own frame; the instance and the part of each triangle."""
+    def parts(self) -> Parts:
+        """The parts of all that moves."""
         moving = [(i, actor) for i, actor in enumerate(self.actors, start=1) if actor.moves]
         parts = [(i, part.mesh) for i, actor in moving for part in actor.body.parts]
         meshes = [mesh for _, mesh in parts]
-        return merge(meshes), _owners(parts), _owners(list(enumerate(meshes)))
+        return Parts(merge(meshes), _owners(list(enumerate(meshes))), _owners(parts))
+
+    def part_poses(self, time_s: float, after_s: Float[np.ndarray, " instants"]) -> Poses:
+        """Poses world_SE3_part of the parts of all that moves, some instants after a time."""
+        moving = [actor for actor in self.actors if actor.moves]
+        poses = [[pose for actor in moving for pose in actor.world_SE3_parts(time_s + after)] for after in after_s]
+        return Poses(after_s, np.array(poses).reshape(len(after_s), -1, 4, 4))
 
     @cached_property
     def shadows(self) -> ShadowMap:
