@@ -99,7 +99,7 @@ def test_sweep_layout(nusc: NuScenes) -> None:
     assert 0.03 < lost.mean() < 0.5 and (intensity[lost] == 0).all()
     # As in scene-0061 of nuScenes: on a line behind the LiDAR, the first ones a revolution's drive away.
     driven_m = -points[lost, 1]
-    assert 0.2 < driven_m[0] < 0.5 and (np.diff(driven_m) < 1e-5).all() and driven_m[-1] < 0.001
+    assert 0.2 < driven_m[0] < 0.5 and (np.diff(driven_m) < 1e-5).all() and driven_m[-1] < 0.003
     rays = np.bincount(ring[~lost].astype(int), minlength=32) / 1084
     assert (rays[:5] > 0.8).all()  # looks at the near ground
 
@@ -321,7 +321,7 @@ def test_oncoming_car(nusc: NuScenes) -> None:
     assert 6.5 < speed_mps < 9.5
     for annotation in annotations:
         velocity = nusc.box_velocity(annotation["token"])
-        assert np.linalg.norm(velocity) == pytest.approx(speed_mps, rel=0.02)
+        assert np.linalg.norm(velocity) == pytest.approx(speed_mps, rel=0.1)  # hit sooner or later in a sweep
         heading = Quaternion(annotation["rotation"]).rotation_matrix[:, 0]
         assert heading @ velocity == pytest.approx(np.linalg.norm(velocity), rel=0.01)
 
@@ -584,7 +584,7 @@ def test_fault_noise_and_drift(clean: Path, tmp_path: Path) -> None:
     angles = [min(angle_deg(a, b), 360 - angle_deg(a, b)) for a, b in poses]
     assert np.sqrt(np.mean(np.square(angles))) == pytest.approx(0.5 * np.sqrt(3), rel=0.4)
     poses, _ = faulty(clean, tmp_path / "drift", Faults(pose_drift_mps=0.2))
-    start_us = min(a["timestamp"] for a, _ in poses)
+    start_us = min(row["timestamp"] for row in tables_of(clean, "sample").values())
     for a, b in poses:
         drift_m = np.linalg.norm(np.subtract(b["translation"], a["translation"]))
         assert drift_m == pytest.approx(abs(a["timestamp"] - start_us) * 0.2e-6, abs=0.2 * 0.025 + 1e-9)
@@ -702,7 +702,7 @@ def test_compensation_is_the_motion_of_the_vehicle() -> None:
     cast = world.still[0].raycaster.compute_distance
     assert np.quantile(cast(by_pulse[still].astype(np.float32)).numpy(), 0.999) < 0.001
     skewed = raw @ end[:3, :3].T + end[:3, 3]
-    assert np.quantile(cast(skewed[still].astype(np.float32)).numpy(), 0.9) > 0.08
+    assert np.quantile(cast(skewed[still].astype(np.float32)).numpy(), 0.9) > 0.03
 
 
 def test_each_pulse_meets_the_world_of_its_own_instant() -> None:
@@ -728,31 +728,27 @@ def test_each_pulse_meets_the_world_of_its_own_instant() -> None:
         assert same.mean() > 0.9  # but for rays that meet an edge
         assert (np.abs(distance_m - range_m[back]) < 0.002)[same].mean() > 0.95
         compared += (same & np.isin(found[back], moving)).sum()
-    assert compared > 150
+    assert compared > 100
 
 
 def test_points_on_a_car_are_where_it_was_hit() -> None:
-    """In its box at the time of each pulse, and up to half a metre beside the one at the sweep's timestamp."""
+    """In its box at the time of each pulse; at the sweep's timestamp a car ahead has left those on its tail behind."""
     world, lidar = build_world(9.5, np.random.default_rng(0)), Lidar(32, 1084, 0.0, 70.0)
-    seen = 0
-    for at_s in (0.5, 2.0, 3.5):
-        sweep = scan(world, lidar, at_s, np.random.default_rng(0))
-        points = sweep.points[:, :3] @ (end := world.world_SE3_ego(at_s) @ lidar.ego_SE3_lidar)[:3, :3].T + end[:3, 3]
-        for i, actor in enumerate(world.actors, start=1):
-            mine = np.flatnonzero(sweep.instances == i)
-            if not actor.name.startswith("oncoming") or len(mine) < 20 or sweep.delays_s[mine].max() > -0.015:
-                continue
-            half_m = actor.body.size_lwh_m / 2
-            for k in mine:
-                box_SE3_world = invert(actor.world_SE3_box(at_s + sweep.delays_s[k]))
-                assert (np.abs(box_SE3_world[:3, :3] @ points[k] + box_SE3_world[:3, 3]) <= half_m).all()
+    actors = {actor.name: (i, actor) for i, actor in enumerate(world.actors, start=1)}
+    for at_s, name in itertools.product((0.5, 1.5), ("oncoming-0", "oncoming-2", "turning")):
+        i, actor = actors[name]
+        sweep, half_m = scan(world, lidar, at_s, np.random.default_rng(0)), actor.body.size_lwh_m / 2
+        mine = sweep.instances == i
+        points, delays_s = sweep.points[mine, :3], sweep.delays_s[mine]
+        end = world.world_SE3_ego(at_s) @ lidar.ego_SE3_lidar
+        points = points @ end[:3, :3].T + end[:3, 3]
+        for point, delay_s in zip(points, delays_s, strict=True):
+            box_SE3_world = invert(actor.world_SE3_box(at_s + delay_s))
+            assert (np.abs(box_SE3_world[:3, :3] @ point + box_SE3_world[:3, 3]) <= half_m).all()
+        if name == "turning":  # 9.6 m/s for 36 ms; its box has a margin of 0.05 m
             box_SE3_world = invert(actor.world_SE3_box(at_s))
-            late = np.abs(points[mine] @ box_SE3_world[:3, :3].T + box_SE3_world[:3, 3]) > half_m
-            moved_m = -sweep.delays_s[mine].mean() * actor.speed_mps(at_s)
-            if moved_m > 0.15:
-                assert late.any(axis=1).mean() > 0.1
-                seen += 1
-    assert seen >= 2
+            rear = points @ box_SE3_world[0, :3] + box_SE3_world[0, 3] + half_m[0]
+            assert rear.min() == pytest.approx(0.05 - 9.6 * 0.0365, abs=0.03) and len(rear) > 40
 
 
 def test_refuses_what_is_not_its_own(tmp_path: Path) -> None:
