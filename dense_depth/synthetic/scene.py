@@ -13,11 +13,11 @@ from dense_depth.synthetic.cameras import Camera, expose
 from dense_depth.synthetic.config import SynthConfig
 from dense_depth.synthetic.faults import annotated_box, recorded_mount, recorded_pose
 from dense_depth.synthetic.lidar import LIDAR, SWEEP_US, SWEEPS_PER_KEYFRAME, Lidar, Revolution, scan
+from dense_depth.synthetic.places import PLACES
 from dense_depth.synthetic.street import CROSSING_ROAD_M, GROUND_M, ROAD_M, Street
 from dense_depth.synthetic.tables import Row, Tables, chain, pose_fields
 from dense_depth.synthetic.traffic import Actor
 from dense_depth.synthetic.truth import create_truth, rounded
-from dense_depth.synthetic.world import build_world
 
 START_US, SCENE_US, KEYFRAME_US = 1_600_000_000_000_000, 3_600_000_000, SWEEPS_PER_KEYFRAME * SWEEP_US
 CLASSES = {  # nuScenes category to detection class
@@ -46,7 +46,9 @@ class SceneWriter:
         self.seed = (config.seed, index)
         self.name = name = f"synth-{index:04d}"
         self.start_us = START_US + index * SCENE_US
-        self.world = build_world((config.keyframes - 1) / 2, np.random.default_rng(self.seed))
+        self.world = PLACES[config.place](
+            (config.keyframes - 1) / 2, np.random.default_rng(self.seed), config.max_slope_deg
+        )
         channels = [LIDAR, *(camera.channel for camera in cameras)]
         self.data: dict[str, list[Row]] = {channel: [] for channel in channels}
         self.boxes: dict[str, list[Row]] = {actor.name: [] for actor in self.world.actors}  # one per keyframe
@@ -56,7 +58,7 @@ class SceneWriter:
         map_file = f"maps/{tables.token('map', name)}.png"
         tables.add("map", name, log_tokens=[log["token"]], category="semantic_prior", filename=map_file)
         write_map(out / map_file, self.world.street)
-        scene = tables.add("scene", name, name=name, description="Generated street", log_token=log["token"])
+        scene = tables.add("scene", name, name=name, description=f"Generated {config.place}", log_token=log["token"])
         self.samples = [
             tables.add("sample", name, key, timestamp=self.start_us + key * KEYFRAME_US, scene_token=scene["token"])
             for key in range(config.keyframes)
