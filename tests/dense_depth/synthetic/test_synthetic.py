@@ -26,6 +26,7 @@ from dense_depth.synthetic.cameras import CAMERAS, camera, expose
 from dense_depth.synthetic.lidar import ELEVATIONS_DEG, Lidar, scan
 from dense_depth.synthetic.materials import Material
 from dense_depth.synthetic.mesh import EMPTY, block, merge
+from dense_depth.synthetic.places import PLACES, Place, build_field, build_highway
 from dense_depth.synthetic.raster import Canvas
 from dense_depth.synthetic.scene import CLASSES
 from dense_depth.synthetic.street import Street, along
@@ -409,22 +410,63 @@ def overlap_m(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
     return max(0.0, min(min(p.max(), q.max()) - max(p.min(), q.min()) for p, q in along_axes))
 
 
-def test_nobody_drives_through_anybody() -> None:
+@pytest.mark.parametrize(
+    "place, seed, slope_deg", [("street", 1, None), ("street", 4, 6.0), ("highway", 2, None), ("field", 3, None)]
+)
+def test_nobody_drives_through_anybody(place: Place, seed: int, slope_deg: float | None) -> None:
     """Nor does the ego vehicle. People may brush past each other: their boxes hold the longest stride."""
-    for seed in (1, 4):
-        world = build_world(9.5, np.random.default_rng(seed))
-        sizes = [actor.body.size_lwh_m - [0.1, 0.1, 0.05] for actor in world.actors]  # without the margin
-        people = [actor.body.category.startswith("human") for actor in world.actors]
-        for time_s in np.arange(0.0, 9.6, 0.5):
-            world_SE3_ego = world.world_SE3_ego(time_s)
-            world_SE3_ego[:3, 3] += world_SE3_ego[:3, 0]  # its middle lies ahead of the rear axle
-            boxes = [(actor.world_SE3_box(time_s), size) for actor, size in zip(world.actors, sizes)]
-            boxes.append((world_SE3_ego, np.array([4.5, 1.9, 1.6])))
-            moves = [*(actor.moves for actor in world.actors), True]
-            for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
-                if (moves[i] or moves[j]) and np.linalg.norm(a[0][:2, 3] - b[0][:2, 3]) < 20:
-                    both_people = j < len(people) and people[i] and people[j]
-                    assert overlap_m(a, b) < (0.3 if both_people else 0.05), (seed, time_s, i, j)
+    world = PLACES[place](9.5, np.random.default_rng(seed), slope_deg)
+    sizes = [actor.body.size_lwh_m - [0.1, 0.1, 0.05] for actor in world.actors]  # without the margin
+    people = [actor.body.category.startswith("human") for actor in world.actors]
+    for time_s in np.arange(0.0, 9.6, 0.5):
+        world_SE3_ego = world.world_SE3_ego(time_s)
+        world_SE3_ego[:3, 3] += world_SE3_ego[:3, 0]  # its middle lies ahead of the rear axle
+        boxes = [(actor.world_SE3_box(time_s), size) for actor, size in zip(world.actors, sizes)]
+        boxes.append((world_SE3_ego, np.array([4.5, 1.9, 1.6])))
+        moves = [*(actor.moves for actor in world.actors), True]
+        for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
+            if (moves[i] or moves[j]) and np.linalg.norm(a[0][:2, 3] - b[0][:2, 3]) < 20:
+                both_people = j < len(people) and people[i] and people[j]
+                assert overlap_m(a, b) < (0.3 if both_people else 0.05), (time_s, i, j)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_slopes(place: Place) -> None:
+    """As steep as asked for, and no steeper; without kinks; the vehicle and all else follow them."""
+    duration_s = 30.0 if place == "highway" else 9.5  # its hills are longer
+    world = PLACES[place](duration_s, np.random.default_rng(5), 6.0)
+    street = world.street
+    places_m = np.array([world.world_SE3_ego(t)[:3, 3] for t in np.arange(0.0, duration_s, 0.05)])
+    x = np.linspace(0.0, street.length_m, 20_000)
+    slope_deg = np.degrees(np.arctan(np.gradient(street.terrain(x, street.middle(x)), x)))
+    driven = (x > places_m[0, 0]) & (x < places_m[-1, 0])
+    assert 5.7 < np.abs(slope_deg[driven]).max() <= np.abs(slope_deg).max() < 6.05
+    speed_mps = np.linalg.norm(np.diff(places_m, axis=0), axis=1).max() / 0.05
+    curvature = np.gradient(np.gradient(street.terrain(x, street.middle(x)), x), x)
+    assert np.abs(curvature).max() * speed_mps**2 < 1.0  # m/s^2, a tenth of what lifts a car off the road
+    rise_m = np.diff(places_m[::10, 2]) / np.linalg.norm(np.diff(places_m[::10], axis=0), axis=1)
+    assert np.degrees(np.arcsin(np.abs(rise_m).max())) > 4.5
+    for actor in world.actors:
+        floor = actor.world_SE3_box(2.0) @ [0, 0, -actor.body.size_lwh_m[2] / 2, 1]
+        if 0 < floor[0] < street.length_m:
+            assert floor[2] == pytest.approx(street.height(floor[0], floor[1]), abs=0.05)
+
+
+def test_places_without_structure(tmp_path: Path) -> None:
+    """Along a highway nothing changes; on the field there is grass, and all else is far away. Both can be read."""
+    still = build_highway(2.0, np.random.default_rng(0)).still[0]
+    ends = still.corners_m[np.abs(still.normals[:, 0]) > 1e-6][..., 0]
+    assert ((ends < -59) | (ends > 300)).all()  # of the walls, out of reach of the drive from 90 to 145
+    world = build_field(2.0, np.random.default_rng(0))
+    sweep = scan(world, Lidar(32, 1084, 0.0, 70.0), 1.0, np.random.default_rng(0))
+    near = (np.linalg.norm(sweep.points[:, :3], axis=1) < 35) & (sweep.points[:, 2] > -1.0)
+    assert (sweep.instances[near & (np.linalg.norm(sweep.points[:, :3], axis=1) > 1)] > 0).all()
+    for place in ("highway", "field"):
+        generate(tmp_path / place, dataclasses.replace(TINY, place=place, lidar_azimuths=542))
+        nusc = NuScenes(TINY.version, str(tmp_path / place), verbose=False)
+        for sample in nusc.sample:
+            assert sum(nusc.get("sample_annotation", token)["num_lidar_pts"] for token in sample["anns"]) > 10
+            assert any(nusc.get("sample_annotation", token)["attribute_tokens"] for token in sample["anns"])
 
 
 def test_who_leaves_the_street_goes_on() -> None:
