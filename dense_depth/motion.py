@@ -13,7 +13,7 @@ import numpy as np
 
 from dense_depth.datasets.scene import Track, poses_at
 from dense_depth.options import check_options
-from dense_depth.pose_graph import Graph
+from dense_depth.pose_graph import Evidence, Graph
 from dense_depth.views import Course, SweepPoints, View, points_near, view_of, yaws
 
 SOFT_BODIED = ("human", "pedestrian", "person", "animal")  # categories that begin so, in lower case, are not rigid
@@ -30,18 +30,15 @@ class RefinementConfig:
     Attributes:
         moving_above_m: A track moves if its centre travels farther than this; the others are left as they are.
         reach_s: How long before the first and after the last box of a track its object is looked for.
-        min_matched: Share of the judging points of a view that must find their like in other views.
-        max_surprise_m: Beyond the ends: greatest distance from where smooth motion expects the object.
+        evidence: What it takes for a pose to be found.
     """
 
     moving_above_m: float = 0.5
     reach_s: float = 1.0
-    min_matched: float = 0.7
-    max_surprise_m: float = 0.5
+    evidence: Evidence = Evidence()
 
     def __post_init__(self) -> None:
-        check_options(self, dict.fromkeys(("moving_above_m", "reach_s", "max_surprise_m"), 0))
-        check_options(self, {"min_matched": 0}, most={"min_matched": 1})
+        check_options(self, dict.fromkeys(("moving_above_m", "reach_s"), 0))
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class Search:
             graph.fix()
             beyond = self._extend(graph)
             return Result(graph.track() if beyond else self.track, "unproven", beyond=beyond)
-        if rejected := graph.reject(before, after, self._config.min_matched):
+        if rejected := graph.reject(before, after, self._config.evidence.min_matched):
             graph.solve()
         beyond = self._extend(graph)
         return Result(graph.track(), "refined", len(self._views), rejected, beyond, misfit, int(before.n.sum()))
@@ -182,13 +179,13 @@ class Search:
 
     def _extend(self, graph: Graph) -> int:
         """Adds what is found beyond the ends, sweep by sweep; how many views that is."""
-        found, evidence = 0, (self._config.min_matched, self._config.max_surprise_m)
+        found = 0
         for end, sweeps in enumerate(self._beyond):
             missed = 0
             for near, course in sweeps if end else sweeps[::-1]:
                 expected = graph.course(end, course)
                 view = view_of(near, expected, self._size, self._box_times_us)
-                taken = view is not None and view.box < 0 and graph.extend(end, view, *evidence)
+                taken = view is not None and view.box < 0 and graph.extend(end, view, self._config.evidence)
                 found, missed = found + taken, 0 if taken else missed + 1
                 if missed == LOST:
                     break

@@ -15,18 +15,32 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dense_depth.datasets.scene import Track
-from dense_depth.views import Course, View, seen_from, turned, yaws
+from dense_depth.views import NOISE_M, Course, View, seen_from, turned, yaws
 
 HELD_OUT = 3  # every third point judges
 PAIRED = (1, 2, 5)  # a view is registered to those so many views later: near ones match best, far ones stop drift
 REACHES_M = (1.0, 0.6, 0.4, 0.3)  # how far a point may be from its match, by iteration
 JUDGED_M = 0.5  # the same for the judges
-NOISE_M = 0.05  # of a point, across the surface that it lies on
 WEIGHT = 30.0  # the points of a pair tell no more than so many independent ones
 BOX_SIGMA = np.array([0.1, 0.1, 0.02])  # of an annotated box: m, m, radians
 FOUND_SIGMA = np.array([0.02, 0.02, 0.005])  # of a pose that was found, for the next one beyond the end of a track
 MOTION_SIGMA = np.array([1.0, 1.0, 0.15])  # change of velocity (m/s) and turn rate (rad/s) in a second
 DAMPING = 1e-6  # a pose of which nothing is known stays where it is
+
+
+class Evidence(NamedTuple):
+    """What it takes for a pose to be found.
+
+    Attributes:
+        min_matched: Share of the held-out points of a view that must find their like in other views.
+        max_surprise_m: Beyond the ends of a track: greatest distance from where smooth motion expects the object.
+        max_spread_m: The same: greatest standard deviation of its place. Along a wall-like side, as of a bus, the place
+            is not known.
+    """
+
+    min_matched: float = 0.7
+    max_surprise_m: float = 0.5
+    max_spread_m: float = 0.2
 
 
 class Verdict(NamedTuple):
@@ -116,14 +130,26 @@ class Graph:
         axes = np.column_stack([np.cos(yaw), np.sin(yaw)])
         return _normal_equations(xyz, cov, start, axes, pairs, held_out, reach_m)
 
-    def _step(self, pairs: Int[np.ndarray, "pairs 2"], reach_m: float) -> None:
-        """One step of Gauss-Newton: pairs, initial poses as far as they are known, and smooth motion."""
+    def _equations(self, pairs: Int[np.ndarray, "pairs 2"], reach_m: float) -> tuple[np.ndarray, np.ndarray]:
+        """Hessians (pairs, 6, 6) and gradients (pairs, 6) of pairs, weighted."""
         H, b, _, n, _ = self._linearise(self.poses, pairs, reach_m, held_out=False)
         weight = np.minimum(1, WEIGHT / np.maximum(n, 1)) / (2 * len(PAIRED))
+        return H * weight[:, None, None], b * weight[:, None]
+
+    def _spread_m(self, view: int, pairs: Int[np.ndarray, "pairs 2"]) -> float:
+        """Standard deviation of the place of a view along its least certain direction, by its pairs alone."""
+        H, _ = self._equations(pairs, REACHES_M[-1])
+        information = H[pairs[:, 0] == view, :3, :3].sum(0) + H[pairs[:, 1] == view, 3:, 3:].sum(0)
+        covariance = np.linalg.inv(information + DAMPING * np.eye(3))
+        return float(np.sqrt(np.linalg.eigvalsh(covariance[:2, :2])[-1]))
+
+    def _step(self, pairs: Int[np.ndarray, "pairs 2"], reach_m: float) -> None:
+        """One step of Gauss-Newton: pairs, initial poses as far as they are known, and smooth motion."""
+        H, b = self._equations(pairs, reach_m)
         state = _planar(self.poses)
         every = np.arange(len(state))[:, None]
         terms = [
-            (pairs, H * weight[:, None, None], b * weight[:, None]),
+            (pairs, H, b),
             (every, (self._info + DAMPING)[:, :, None] * np.eye(3), self._info * (state - _planar(self.initial))),
             _smoothness(state, 1e-6 * np.array([view.time_us for view in self._views])),
         ]
@@ -151,8 +177,8 @@ class Graph:
         pose[2, 3] = like.world_SE3_box[2, 3]
         return Course(like.time_us, pose, velocity, turn)
 
-    def extend(self, end: int, view: View, min_matched: float, max_surprise_m: float) -> bool:
-        """Adds a view beyond an end, if its judges find it near to where smooth motion lets it be; whether they do."""
+    def extend(self, end: int, view: View, evidence: Evidence) -> bool:
+        """Adds a view beyond an end if there is evidence for where it is; whether there is."""
         few = max(PAIRED) + 1
         near = slice(-few, None) if end else slice(0, few)
         part = Graph([*self._views[near], view], self._track)
@@ -165,7 +191,12 @@ class Graph:
         for reach_m in REACHES_M:
             part._step(pairs, reach_m)
         surprise_m = np.linalg.norm(part.poses[new, :2, 3] - view.world_SE3_box[:2, 3])
-        if part.judge(part.poses).matched[new] < min_matched or surprise_m > max_surprise_m:
+        matched = part.judge(part.poses).matched[new]
+        if (
+            matched < evidence.min_matched
+            or surprise_m > evidence.max_surprise_m
+            or part._spread_m(new, pairs) > evidence.max_spread_m
+        ):
             return False
         at = len(self._views) if end else 0
         self._views.insert(at, view)

@@ -13,6 +13,7 @@ GROUND_M = 0.25  # points so near to the bottom of a box may be ground
 MIN_POINTS = 12  # of a view; fewer do not tell where an object is
 MAX_POINTS = 150  # of a view; more do not tell it better
 NEIGHBOURS = 10  # of a point, whose spread is its covariance: enough to reach a second ring of a LiDAR of 32 beams
+NOISE_M = 0.05  # of a point, across the surface that it lies on
 DENSE = 1000  # points among which neighbours are looked for
 SAME_INSTANT_US = 20_000  # a view so near in time to an annotated box is a view at the time of that box
 
@@ -123,7 +124,7 @@ def view_of(
         box = -1
     xyz = _some(xyz[inside], DENSE)
     some = _some(np.arange(len(xyz)), MAX_POINTS)
-    return View(time_us, course.at(time_us), xyz[some], _covariances(xyz, some, NEIGHBOURS), box)
+    return View(time_us, course.at(time_us), xyz[some], _covariances(xyz, some, NEIGHBOURS, NOISE_M**2), box)
 
 
 def _some(values: np.ndarray, n: int) -> np.ndarray:
@@ -150,7 +151,7 @@ def _in_cylinder(xyz, centre, radius_sq):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _covariances(xyz, chosen, k):  # type: ignore[no-untyped-def]
+def _covariances(xyz, chosen, k, noise_sq):  # type: ignore[no-untyped-def]
     """Spread in x and y of the k nearest neighbours, in space, of each chosen point.
 
     Of a side or an end of a vehicle that is a line; of a roof, whose rings lie where they happen to, it is round.
@@ -169,15 +170,25 @@ def _covariances(xyz, chosen, k):  # type: ignore[no-untyped-def]
                     nearest[at], index[at] = nearest[at - 1], index[at - 1]
                     at -= 1
                 nearest[at], index[at] = square, j
-        mean_x = mean_y = 0.0
+        mean_x = mean_y = mean_z = 0.0
         for a in range(k):
             mean_x += xyz[index[a], 0] / k
             mean_y += xyz[index[a], 1] / k
-        xx = xy = yy = 0.0
+            mean_z += xyz[index[a], 2] / k
+        xx = xy = yy = zz = 0.0
         for a in range(k):
-            dx, dy = xyz[index[a], 0] - mean_x, xyz[index[a], 1] - mean_y
+            dx, dy, dz = xyz[index[a], 0] - mean_x, xyz[index[a], 1] - mean_y, xyz[index[a], 2] - mean_z
             xx += dx * dx / k
             xy += dx * dy / k
             yy += dy * dy / k
-        out[c, 0], out[c, 1], out[c, 2] = xx, xy, yy
+            zz += dz * dz / k
+        middle, radius = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+        along, across = middle + radius, middle - radius
+        stretched = along * (along + noise_sq) / (across + noise_sq)  # nothing tells where on a wall a point lies
+        flat = max(1.0, (across + noise_sq) / (zz + noise_sq))  # nor where on a roof
+        angle = np.arctan2(2 * xy, xx - yy) / 2
+        cosine, sine = np.cos(angle), np.sin(angle)
+        out[c, 0] = flat * (stretched * cosine * cosine + across * sine * sine)
+        out[c, 1] = flat * (stretched - across) * cosine * sine
+        out[c, 2] = flat * (stretched * sine * sine + across * cosine * cosine)
     return out

@@ -202,8 +202,8 @@ def test_no_tracks_and_no_sweeps():
 
 
 def test_options_have_bounds():
-    with pytest.raises(InputError, match="--min-matched"):
-        RefinementConfig(min_matched=1.5)
+    with pytest.raises(InputError, match="--reach-s -1"):
+        RefinementConfig(reach_s=-1.0)
 
 
 def test_a_view_undoes_the_motion_of_the_object_within_the_sweep():
