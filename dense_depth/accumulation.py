@@ -6,6 +6,9 @@ in the frame of its box. Bringing a sweep to a camera's time is then one transfo
 
     static:  cam_SE3_world(t_cam) @ world_SE3_sensor(t_sweep)
     object:  cam_SE3_world(t_cam) @ world_SE3_box(t_cam)
+
+The points of a sweep that is not compensated are first brought to its timestamp. Points on an object are taken out of a
+sweep by the box at the time when the beam met the object.
 """
 
 import enum
@@ -16,17 +19,21 @@ from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
+from numpy.typing import ArrayLike
 
 from dense_depth import InputError
-from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track, poses_at
+from dense_depth.datasets.scene import CameraFrame, Crop, Scene, Sweep, Track, TrackTable
+from dense_depth.deskew import Twist, deskew, twist_of
 from dense_depth.geometry import SE3, invert, transform
+from dense_depth.instants import Passes, drawn_on, passes, revolution_of, timed_tracks, turn_of
 from dense_depth.label import AGE_BITS, Source, age_of
 from dense_depth.options import check_options
-from dense_depth.sweeps import read_sweep, survey
+from dense_depth.sweeps import point_times, read_sweep, survey
 
 N_SECTORS = 64  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
 BLOCK = 128  # points that are looked at together: neighbours in the file are neighbours in space
+LOST_MPS = 1.0  # how fast an object may leave the box that is continued from its last two
 FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
 
 
@@ -63,6 +70,8 @@ class AccumulationConfig:
         moving_above_m: A track moves if its centre travels farther than this; the others are static world, which
             spares them the jitter of their boxes.
         extrapolate_s: How long a track is continued before its first and after its last box.
+        lost_s: How long it is looked for there: points in its box, continued further and further out of date, are
+            neither static world nor carried anywhere, but left out.
         max_bad_points: Greatest share of non-finite points in a sweep; above it the sweep is bad.
         bad_sweeps: A sweep that is missing, truncated or bad is an input error ("fail"), or left out, counted and
             listed ("drop").
@@ -76,20 +85,21 @@ class AccumulationConfig:
     max_range_m: float = 80.0
     box_margin_m: float = 0.1
     moving_above_m: float = 0.5
-    extrapolate_s: float = 0.5
+    extrapolate_s: float = 0.1
+    lost_s: float = 0.5
     max_bad_points: float = 0.0
     bad_sweeps: Literal["fail", "drop"] = "fail"
 
     def __post_init__(self) -> None:
         names = ("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "moving_above_m", "extrapolate_s")
-        check_options(self, dict.fromkeys((*names, "max_bad_points"), 0), most={"max_bad_points": 1})
+        check_options(self, dict.fromkeys((*names, "lost_s", "max_bad_points"), 0), most={"max_bad_points": 1})
         # Labels hold depths below 256 m.
         check_options(self, above={"max_range_m": self.min_range_m}, most={"max_range_m": 200})
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One sweep, cut into segments: first the azimuth sectors of the static world, then one segment per box.
+    """One sweep, cut into segments: first the azimuth sectors of the static world, then one per part of an object.
 
     Attributes:
         reason: Reason code of every point, in file order.
@@ -110,31 +120,33 @@ class Cut:
 
 def cut_sweep(
     points: Float[np.ndarray, "n features"],
-    world_SE3_sensor: SE3,
-    boxes: Sequence[Box],
+    times_s: Float32[np.ndarray, " n"] | None,
+    sweep: Sweep,
+    objects: Passes,
     config: AccumulationConfig,
-    ego_crops: Sequence[Crop],
     out: Float[np.ndarray, "3 n"] | None = None,
 ) -> Cut:
-    """Sorts the points of a sweep into segments: static by azimuth sector, then one per box.
+    """Sorts the points of a sweep into segments: static by azimuth sector, then one per part of a moving object.
 
     Args:
-        points: Sensor frame; x, y, z first.
-        world_SE3_sensor: Pose of the sensor at the sweep's time.
-        boxes: Boxes of the moving objects at the sweep's time; a point in two boxes belongs to the first.
+        points: Sensor frame at the sweep's time; x, y, z first.
+        times_s: When each was measured, in seconds from the sweep's timestamp; None if nobody knows.
+        sweep: Where they come from.
+        objects: The moving objects; a point in two of them belongs to the first.
         config: Crops, margins and what to do with moving objects.
-        ego_crops: As in ``Sweep``, for where the config says nothing.
         out: Room for the kept points, at least as many columns as points; new if not given.
     """
     if out is None:
         out = np.empty((3, len(points)), np.float32)
-    sensor_SE3_box = invert(world_SE3_sensor) @ np.array([box.world_SE3_box for box in boxes]).reshape(-1, 4, 4)
-    lower, upper = _bounds([box.size_lwh_m for box in boxes], config.box_margin_m)
+    sensor_SE3_box = invert(sweep.world_SE3_sensor) @ objects.world_SE3_box
+    lower, upper = _bounds(objects.size_lwh_m, config.box_margin_m + LOST_MPS * objects.beyond_s)
+    ego_crops = sweep.ego_crops
     if config.ego_crop_m is not None:
         x_m, y_m = config.ego_crop_m
-        ego_crops = [Crop((-x_m, x_m), (-y_m, y_m))]
+        ego_crops = (Crop((-x_m, x_m), (-y_m, y_m)),)
     reason, reason_counts, start, bounds = _cut(
         np.ascontiguousarray(points[:, :3].T),
+        np.zeros(len(points), np.float32) if times_s is None else times_s,
         np.array(ego_crops, np.float32).reshape(-1, 6),
         np.float32(config.min_range_m),
         np.float32(config.max_range_m),
@@ -142,6 +154,7 @@ def cut_sweep(
         sensor_SE3_box[:, :3, 3].astype(np.float32),
         lower,
         upper,
+        objects.span_s.astype(np.float32),
         config.dynamics == "drop",
         out,
     )
@@ -149,11 +162,11 @@ def cut_sweep(
 
 
 def _bounds(
-    sizes_lwh_m: Sequence[np.ndarray] | Float[np.ndarray, "boxes 3"], margin_m: float
+    sizes_lwh_m: Float[np.ndarray, "boxes 3"], margin_m: ArrayLike
 ) -> tuple[Float[np.ndarray, "boxes 3"], Float[np.ndarray, "boxes 3"]]:
     """Lowest and highest coordinates of what belongs to each box, in its frame, float32."""
-    half = np.array(sizes_lwh_m, np.float32).reshape(-1, 3) / 2
-    lower, upper = -half - np.float32(margin_m), half + np.float32(margin_m)
+    half, margin = sizes_lwh_m.astype(np.float32) / 2, np.asarray(margin_m, np.float32).reshape(-1, 1)
+    lower, upper = -half - margin, half + margin
     lower[:, 2] = -half[:, 2]
     return lower, upper
 
@@ -188,7 +201,7 @@ def _sector_corners(bounds: Float[np.ndarray, "sweeps sectors 4"]) -> Float[np.n
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _cut(points, crops, min_range, max_range, box_SE3_sensor, centre, lower, upper, drop, out):  # type: ignore[no-untyped-def]
+def _cut(points, times, crops, min_range, max_range, box_SE3_sensor, centre, lower, upper, span, drop, out):  # type: ignore[no-untyped-def]
     """Reason and segment of every point, then a stable counting sort by segment into ``out``.
 
     Points are (3, n) and contiguous; ``out`` has room for all, and those not kept come after all others.
@@ -231,7 +244,7 @@ def _cut(points, crops, min_range, max_range, box_SE3_sensor, centre, lower, upp
             if not _comes_near(xs[block:end], ys[block:end], zs[block:end], centre[b], radius_sq):
                 continue
             for i in range(block, end):
-                if segment[i] > last_sector:
+                if segment[i] > last_sector or times[i] < span[b, 0] or times[i] >= span[b, 1]:
                     continue
                 x, y, z = xs[i], ys[i], zs[i]
                 inside = True
@@ -364,7 +377,8 @@ class SceneCloud:
         self._index = {token: i for i, token in enumerate(self._tokens)}
         self._times_us = np.array([sweep.timestamp_us for sweep in scene.sweeps], np.int64)
         self._world_SE3_sensor = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
-        self._tracks = moving_tracks(scene.tracks, config)
+        self._tracks = self._timed(moving_tracks(scene.tracks, config), scene.sweeps)
+        self._table = TrackTable(self._tracks)
         self.reason_counts = np.zeros((len(scene.sweeps), len(Reason)), np.int64)
 
         needed = self._used(frames)
@@ -372,18 +386,16 @@ class SceneCloud:
         n_points, self.dropped = survey([scene.sweeps[i] for i in needed], config.bad_sweeps == "drop")
         # One array of full length: a shorter view of it would not be contiguous, and SIMD needs that.
         self.xyz = np.empty((3, sum(n_points)), np.float32)
-        cuts, known_tracks = [], []
+        cuts, objects = [], []
         n_kept = 0
-        poses, sizes, is_known = poses_at(self._tracks, self._times_us[needed], config.extrapolate_s)
-        for row, i in enumerate(needed):
-            sweep, known = scene.sweeps[i], np.flatnonzero(is_known[row])
-            boxes = [Box(sweep.timestamp_us, poses[row, k], sizes[row, k]) for k in known]
-            cut = None if sweep.token in self.dropped else self._cut(sweep, boxes, n_kept)
-            if cut is None:
+        for i in needed:
+            made = None if scene.sweeps[i].token in self.dropped else self._cut(i, scene.sweeps[i], n_kept)
+            if made is None:
                 continue
+            cut, found = made
             self.reason_counts[i] = cut.reason_counts
             cuts.append((i, cut, n_kept))
-            known_tracks.append(known)
+            objects.append(found)
             n_kept += cut.xyz.shape[1]
         if not cuts:
             raise InputError(f"{scene.name}: every sweep is bad; the first: {next(iter(self.dropped.values()))}")
@@ -394,19 +406,30 @@ class SceneCloud:
         pairs = [(sectors, cut.box_corners) for sectors, (_, cut, _) in zip(sector_corners, cuts)]
         corners = np.concatenate([part for pair in pairs for part in pair])
         sweep_of = np.concatenate([np.full(len(cut.start) - 1, i) for i, cut, _ in cuts])
-        track_of = np.concatenate([[*[-1] * N_SECTORS, *known] for known in known_tracks])
+        track_of = np.concatenate([[*[-1] * N_SECTORS, *found.track] for found in objects])
+        beyond_s = np.concatenate([[*[0.0] * N_SECTORS, *found.beyond_s] for found in objects])
         filled = np.flatnonzero(stop > start)
         self.start, self.stop, self.corners = start[filled], stop[filled], corners[filled]
         self._sweep_of, self._track_of = sweep_of[filled], track_of[filled]
+        self._is_lost = beyond_s[filled] > config.extrapolate_s
 
-        times_us = sorted({frame.timestamp_us for frame in frames})
-        self._poses_at = dict(zip(times_us, zip(*poses_at(self._tracks, times_us, config.extrapolate_s))))
+    def _timed(self, tracks: Sequence[Track], sweeps: Sequence[Sweep]) -> Sequence[Track]:
+        """Tracks by the time at which the beam met their objects."""
+        drawn_on_sweeps = np.unique(np.concatenate([np.empty(0, int), *drawn_on(tracks, sweeps)]))
+        return timed_tracks(tracks, sweeps, {i: (turn_of(sweeps[i]), self._twist(i)) for i in drawn_on_sweeps})
 
-    def _cut(self, sweep: Sweep, boxes: list[Box], n_kept: int) -> Cut | None:
+    def _twist(self, i: int) -> Twist:
+        return twist_of(self._world_SE3_sensor, 1e-6 * (self._times_us - self._times_us[0]), i)
+
+    def _cut(self, i: int, sweep: Sweep, n_kept: int) -> tuple[Cut, Passes] | None:
         """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
         points = read_sweep(sweep)
-        pose, out = sweep.world_SE3_sensor, self.xyz[:, n_kept:]
-        cut = cut_sweep(points, pose, boxes, self._config, sweep.ego_crops, out)
+        times_s = point_times(sweep, points)
+        revolution = revolution_of(sweep, points, times_s)
+        objects = passes(self._table, sweep, revolution, self._config.lost_s)
+        if times_s is not None and not sweep.compensated:
+            points = deskew(points, times_s, self._twist(i))
+        cut = cut_sweep(points, times_s, sweep, objects, self._config, self.xyz[:, n_kept:])
         n_bad = cut.reason_counts[Reason.NONFINITE]
         if n_bad > self._config.max_bad_points * len(points):
             message = (
@@ -417,7 +440,7 @@ class SceneCloud:
                 raise InputError(message)
             self.dropped[sweep.token] = message
             return None
-        return cut
+        return cut, objects
 
     def dropped_of(self, frames: Sequence[CameraFrame]) -> dict[str, str]:
         """Token and error of the bad sweeps that the windows of these frames miss."""
@@ -450,16 +473,18 @@ class SceneCloud:
         window = [i for i in self._window(timestamp_us, key_sweep) if i not in left_out]
         if missing := [i for i in window if not self._is_read[i]]:
             raise ValueError(f"{len(missing)} sweeps of the window around {timestamp_us} us have not been read")
-        if timestamp_us not in self._poses_at:
-            poses, sizes, is_known = poses_at(self._tracks, [timestamp_us], self._config.extrapolate_s)
-            self._poses_at[timestamp_us] = poses[0], sizes[0], is_known[0]
-        world_SE3_box, sizes, is_known = self._poses_at[timestamp_us]
-        occludes = is_known & (self._config.dynamics == "drop")
+        tracks = np.arange(len(self._tracks))
+        times_us = np.full(len(tracks), timestamp_us)
+        world_SE3_box, sizes = self._table.at(times_us, tracks)
+        beyond_us = self._table.beyond_us(times_us, tracks)
+        is_known = beyond_us <= round(1e6 * self._config.extrapolate_s)
+        occludes = (beyond_us <= round(1e6 * self._config.lost_s)) & (self._config.dynamics == "drop")
 
         position = np.full(len(self._times_us), -1)  # of each sweep in the window
         position[window] = np.arange(len(window))
         segments = np.flatnonzero(position[self._sweep_of] >= 0)
         known = np.append(is_known, True)[self._track_of[segments]]  # -1, the last one, is the static world
+        known &= ~self._is_lost[segments]
         unknown, segments = segments[~known], segments[known]
         sweep, track = position[self._sweep_of[segments]], self._track_of[segments]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dense_depth.datasets.scene import Track, poses_at
 from dense_depth.options import check_options
-from dense_depth.pose_graph import Evidence, Graph
+from dense_depth.pose_graph import ENOUGH, Evidence, Graph
 from dense_depth.views import Course, SweepPoints, View, points_near, view_of, yaws
 
 SOFT_BODIED = ("human", "pedestrian", "person", "animal")  # categories that begin so, in lower case, are not rigid
@@ -35,7 +35,7 @@ class RefinementConfig:
 
     moving_above_m: float = 0.5
     reach_s: float = 1.0
-    evidence: Evidence = Evidence()
+    evidence: Evidence = ENOUGH
 
     def __post_init__(self) -> None:
         check_options(self, dict.fromkeys(("moving_above_m", "reach_s"), 0))

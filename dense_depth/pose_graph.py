@@ -25,6 +25,7 @@ WEIGHT = 30.0  # the points of a pair tell no more than so many independent ones
 BOX_SIGMA = np.array([0.1, 0.1, 0.02])  # of an annotated box: m, m, radians
 FOUND_SIGMA = np.array([0.02, 0.02, 0.005])  # of a pose that was found, for the next one beyond the end of a track
 MOTION_SIGMA = np.array([1.0, 1.0, 0.15])  # change of velocity (m/s) and turn rate (rad/s) in a second
+COURSE_US = 500_000  # of a track, before its end, tell where it goes
 DAMPING = 1e-6  # a pose of which nothing is known stays where it is
 
 
@@ -40,7 +41,10 @@ class Evidence(NamedTuple):
 
     min_matched: float = 0.7
     max_surprise_m: float = 0.5
-    max_spread_m: float = 0.2
+    max_spread_m: float = 0.3
+
+
+ENOUGH = Evidence()
 
 
 class Verdict(NamedTuple):
@@ -158,13 +162,14 @@ class Graph:
         self.poses[:, :2, 3] += step[:, :2]
 
     def course(self, end: int, like: Course) -> Course:
-        """The course in a sweep after the last view (end 1) or before the first one (0), by the nearest four.
+        """The course in a sweep after the last view (end 1) or before the first one (0), by the nearest ones.
 
         Height comes from another course, ``like``, of that sweep.
         """
-        near = slice(-4, None) if end else slice(0, 4)
-        times_s = 1e-6 * np.array([view.time_us - like.time_us for view in self._views[near]])
-        poses = self.poses[near]
+        times_us = np.array([view.time_us for view in self._views])
+        n_near = max(int((np.abs(times_us - times_us[-end]) <= COURSE_US).sum()), 3)
+        near = slice(-n_near, None) if end else slice(0, n_near)
+        times_s, poses = 1e-6 * (times_us[near] - like.time_us), self.poses[near]
         velocity_x, velocity_y, turn = np.polyfit(times_s, _planar(poses), 1)[0]
         gap_s = -times_s[-end]
         # The fit tells the velocity in the middle of the views; until the middle of the gap it turns with the object.

@@ -184,7 +184,9 @@ def _covariances(xyz, chosen, k, noise_sq):  # type: ignore[no-untyped-def]
             zz += dz * dz / k
         middle, radius = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
         along, across = middle + radius, middle - radius
-        stretched = along * (along + noise_sq) / (across + noise_sq)  # nothing tells where on a wall a point lies
+        stretched = (
+            along * ((along + noise_sq) / (across + noise_sq)) ** 2
+        )  # nothing tells where on a wall a point lies
         flat = max(1.0, (across + noise_sq) / (zz + noise_sq))  # nor where on a roof
         angle = np.arctan2(2 * xy, xx - yy) / 2
         cosine, sine = np.cos(angle), np.sin(angle)

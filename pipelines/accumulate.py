@@ -230,6 +230,7 @@ def _scene_digest(scene: Scene, recipe: Recipe, n_points: Sequence[int]) -> byte
     digest.update(f"{scene.dataset} {scene.token}".encode())
     for sweep, n in zip(scene.sweeps, n_points):
         digest.update(f"{sweep.token} {sweep.timestamp_us} {sweep.n_features} {sweep.ego_crops} {n}".encode())
+        digest.update(f"{sweep.format} {sweep.timing} {sweep.compensated}".encode())
         digest.update(sweep.world_SE3_sensor.tobytes())
     for track in scene.tracks:
         digest.update(track.token.encode())

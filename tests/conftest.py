@@ -15,9 +15,10 @@ from scipy.spatial.transform import Rotation
 
 from catalog import Catalog, Version
 from catalog.manifest import Row, shard_row
-from dense_depth.accumulation import AccumulationConfig
+from dense_depth.accumulation import AccumulationConfig, cut_sweep
 from dense_depth.datasets.scene import Box, CameraFrame, Crop, Scene, Sweep, Track
 from dense_depth.geometry import invert, se3, transform
+from dense_depth.instants import Passes
 from dense_depth.label import Label
 from dense_depth.shards import ShardContent, write_shard
 
@@ -85,6 +86,16 @@ def make_scene(tmp_path, n_sweeps=5, tracks=(), ego_speed=6.0, seed=0):
     frame = CameraFrame("k", "CAM", tmp_path / "k.jpg", camera_time, 100, 50, K, world_SE3_cam, "s2")
     scene = Scene("test", "scene", "scene", tuple(sweeps), (frame,), tuple(tracks))
     return scene, frame, static_world, in_box
+
+
+def cut_points(points, config, ego_crops=(), boxes=(), world_SE3_sensor=None):
+    """``cut_sweep`` of points whose times nobody knows."""
+    n, pose = len(boxes), np.eye(4) if world_SE3_sensor is None else world_SE3_sensor
+    sweep = Sweep("s", Path("s.bin"), points.shape[1], 0, pose, tuple(ego_crops))
+    poses = np.array([box.world_SE3_box for box in boxes]).reshape(-1, 4, 4)
+    sizes = np.array([box.size_lwh_m for box in boxes]).reshape(-1, 3)
+    objects = Passes(np.arange(n), poses, sizes, np.tile([-np.inf, np.inf], (n, 1)), np.zeros(n))
+    return cut_sweep(points, None, sweep, objects, config)
 
 
 def write_poses(path: Path, source: Path, mistake: str) -> Path:

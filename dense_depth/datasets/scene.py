@@ -182,40 +182,74 @@ def poses_at(
 ) -> tuple[
     Float[np.ndarray, "times tracks 4 4"], Float[np.ndarray, "times tracks 3"], Bool[np.ndarray, "times tracks"]
 ]:
-    """Where each track is at each time, interpolated in SE3 between its two neighbouring boxes.
-
-    Up to ``extrapolate_s`` before the first or after the last box, the nearest two boxes are continued at constant
-    velocity (a single box stays where it is). Further out nobody knows where the object was.
+    """Where each track is at each time: see ``TrackTable``.
 
     Returns:
-        world_SE3_box; the length, width and height of the nearer box; and whether they are known. Where they are not,
-        they mean nothing.
+        world_SE3_box; the length, width and height; and whether they are known, which they are up to ``extrapolate_s``
+        before the first and after the last box. Where they are not, they mean nothing.
     """
-    if not tracks:
-        n = len(timestamps_us)
-        return np.zeros((n, 0, 4, 4)), np.zeros((n, 0, 3)), np.zeros((n, 0), bool)
-    times_us = np.asarray(timestamps_us, np.int64)[:, None]
-    n_boxes = np.array([len(track.boxes) for track in tracks])
-    first = np.cumsum(n_boxes) - n_boxes
-    box_times_us = np.concatenate([track.times_us for track in tracks])
-    after = np.column_stack([np.searchsorted(track.times_us, times_us[:, 0]) for track in tracks])
-    right = first + np.minimum(np.maximum(after, 1), n_boxes - 1)
-    left = np.maximum(right - 1, first)
-    gap_us = box_times_us[right] - box_times_us[left]
-    alpha = np.where(gap_us > 0, (times_us - box_times_us[left]) / np.maximum(gap_us, 1), 0.0)
+    table, n, m = TrackTable(tracks), len(timestamps_us), len(tracks)
+    times_us, which = np.repeat(np.asarray(timestamps_us, np.int64), m), np.tile(np.arange(m), n)
+    poses, sizes = table.at(times_us, which)
+    known = table.beyond_us(times_us, which) <= round(extrapolate_s * 1e6)
+    return poses.reshape(n, m, 4, 4), sizes.reshape(n, m, 3), known.reshape(n, m)
 
-    quaternions = np.concatenate([track.quaternions for track in tracks])
-    centres = np.concatenate([track.centres for track in tracks])
-    poses = np.zeros((*alpha.shape, 4, 4))
-    poses[..., :3, :3] = rotation_from_quaternion(slerp(quaternions[left], quaternions[right], alpha))
-    poses[..., :3, 3] = (1 - alpha)[..., None] * centres[left] + alpha[..., None] * centres[right]
-    poses[..., 3, 3] = 1.0
-    for k in np.flatnonzero(n_boxes == 1):
-        poses[:, k] = tracks[k].boxes[0].world_SE3_box
-    sizes = np.concatenate([[box.size_lwh_m for box in track.boxes] for track in tracks])
-    margin_us = round(extrapolate_s * 1e6)
-    known = (times_us >= box_times_us[first] - margin_us) & (times_us <= box_times_us[first + n_boxes - 1] + margin_us)
-    return poses, sizes[np.where(alpha > 0.5, right, left)], known
+
+class TrackTable:
+    """The boxes of many tracks in one table, which tells where they are at any time."""
+
+    def __init__(self, tracks: Sequence[Track]) -> None:
+        """Copies the boxes."""
+        self._n_boxes = np.array([len(track.boxes) for track in tracks], np.int64)
+        self._first = np.cumsum(self._n_boxes) - self._n_boxes
+        empty = np.empty((0, 4))
+        self._times_us = np.concatenate([np.empty(0, np.int64), *(track.times_us for track in tracks)])
+        self._quaternions = np.concatenate([empty, *(track.quaternions for track in tracks)])
+        self._centres = np.concatenate([empty[:, :3], *(track.centres for track in tracks)])
+        self._sizes = np.array([box.size_lwh_m for track in tracks for box in track.boxes]).reshape(-1, 3)
+        # One sorted list for all tracks: the index of the track, then the time.
+        self._start_us, self._span_us = 0, 1
+        if len(self._times_us):
+            self._start_us, self._span_us = int(self._times_us.min()), int(np.ptp(self._times_us)) + 1
+        self._keys = self._key(self._times_us, np.repeat(np.arange(len(tracks)), self._n_boxes))
+
+    def __len__(self) -> int:
+        """How many tracks there are."""
+        return len(self._n_boxes)
+
+    def _key(self, times_us: Int[np.ndarray, " n"], tracks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return tracks * self._span_us + np.clip(times_us - self._start_us, 0, self._span_us - 1)
+
+    def at(
+        self, times_us: Int[np.ndarray, " n"], tracks: Int[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 3"]]:
+        """Poses of tracks, interpolated in SE3 between the two neighbouring boxes.
+
+        Before the first and after the last box, the nearest two boxes are continued at constant velocity (a single box
+        stays where it is).
+
+        Args:
+            times_us: A time for each.
+            tracks: Indices of the tracks.
+
+        Returns:
+            world_SE3_box; length, width and height of the nearer box.
+        """
+        first, last = self._first[tracks], self._first[tracks] + self._n_boxes[tracks] - 1
+        right = np.clip(np.searchsorted(self._keys, self._key(times_us, tracks)), np.minimum(first + 1, last), last)
+        left = np.maximum(right - 1, first)
+        gap_us = self._times_us[right] - self._times_us[left]
+        alpha = np.where(gap_us > 0, (times_us - self._times_us[left]) / np.maximum(gap_us, 1), 0.0)
+        poses = np.zeros((len(alpha), 4, 4))
+        poses[:, :3, :3] = rotation_from_quaternion(slerp(self._quaternions[left], self._quaternions[right], alpha))
+        poses[:, :3, 3] = (1 - alpha)[:, None] * self._centres[left] + alpha[:, None] * self._centres[right]
+        poses[:, 3, 3] = 1.0
+        return poses, self._sizes[np.where(alpha > 0.5, right, left)]
+
+    def beyond_us(self, times_us: Int[np.ndarray, " n"], tracks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """How far times lie before the first or after the last box of tracks; 0 between them."""
+        first, last = self._first[tracks], self._first[tracks] + self._n_boxes[tracks] - 1
+        return np.maximum(np.maximum(self._times_us[first] - times_us, times_us - self._times_us[last]), 0)
 
 
 def box_velocities(

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import CONFIG, make_scene, moving_track, yaw_pose
+from conftest import CONFIG, cut_points, make_scene, moving_track, yaw_pose
 
 from dense_depth import InputError
-from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud, cut_sweep
+from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
 from dense_depth.datasets.scene import Box, Crop
 from dense_depth.geometry import invert, transform
 from dense_depth.label import Source
@@ -41,7 +41,7 @@ def test_static_points_meet_in_the_camera_frame(tmp_path):
 
 @pytest.mark.parametrize("times_us", [(0, 500_000, 1_000_000, 1_500_000, 2_000_000), (1_000_000, 1_200_000)])
 def test_moving_points_meet_at_the_camera_time(tmp_path, times_us):
-    """Each sweep's points on the car land where the car is when the camera looks, beyond the last box too."""
+    """Each sweep's points on the car land where the car is when the camera looks, up to 0.1 s beyond the last box."""
     dense = moving_track(range(0, 3_000_000, 20_000))
     scene, frame, static_world, in_box = make_scene(tmp_path, tracks=(dense,))
     car_at_camera = transform(invert(frame.world_SE3_cam) @ dense.box_at(frame.timestamp_us).world_SE3_box, in_box)
@@ -49,7 +49,8 @@ def test_moving_points_meet_at_the_camera_time(tmp_path, times_us):
     given = replace(scene, tracks=(moving_track(times_us),))
     _, points, source = cloud_at(given, frame, CONFIG)
     moving = points[(source == Source.MOVING) | (distance_to(points, static) > 1e-3)]
-    assert len(moving) == 5 * len(in_box)
+    seen_at_us = [sweep.timestamp_us for sweep in scene.sweeps if sweep.timestamp_us <= times_us[-1] + 100_000]
+    assert len(moving) == len(seen_at_us) * len(in_box)  # what is seen later is left out
     # Between boxes 0.5 s apart the centre moves on a chord; here the path is straight, so only rounding is left.
     assert distance_to(moving, car_at_camera).max() < 1e-3
 
@@ -73,11 +74,27 @@ def test_a_parked_object_is_static_world(tmp_path):
 def test_an_object_without_a_pose_at_the_camera_time_is_left_out_and_counted(tmp_path):
     """The car is annotated up to 1.1 s; at 1.23 s nobody knows where it is if tracks are not continued."""
     track = moving_track((900_000, 1_000_000, 1_100_000))
-    scene, frame, _, in_box = make_scene(tmp_path, tracks=(track,))
-    selection, _, _ = cloud_at(scene, frame, replace(CONFIG, extrapolate_s=0.0))
-    assert selection.n_unknown_pose == 2 * len(in_box)  # of the sweeps at 1.0 and 1.1 s
+    scene, frame, static_world, in_box = make_scene(tmp_path, tracks=(track,))
+    selection, points, source = cloud_at(scene, frame, CONFIG)
+    assert selection.n_unknown_pose == 5 * len(in_box)  # of all sweeps, before and after its last box
+    assert not (source == Source.MOVING).any() and len(points) == 5 * len(static_world)
     selection, _, _ = cloud_at(scene, frame, replace(CONFIG, extrapolate_s=0.5))
     assert selection.n_unknown_pose == 0
+
+
+def test_an_object_that_leaves_its_straight_line_is_left_out_beyond_its_boxes(tmp_path):
+    """It was annotated up to 1.2 s and turns then: its points are not carried, and not static world either."""
+    annotated = moving_track((1_000_000, 1_100_000, 1_200_000), yaw_rate=0.0)
+    after = [replace(box) for box in moving_track((1_300_000, 1_400_000), yaw_rate=0.0).boxes]
+    after[1].world_SE3_box[1, 3] += 0.1  # less than it may leave its line in 0.2 s
+    real = replace(annotated, boxes=(*annotated.boxes, *after))
+    scene, frame, static_world, in_box = make_scene(tmp_path, tracks=(real,))
+    frame = replace(frame, timestamp_us=1_200_000)
+    selection, points, _ = cloud_at(replace(scene, tracks=(annotated,)), frame, CONFIG)
+    static = transform(invert(frame.world_SE3_cam), static_world)
+    assert selection.n_unknown_pose == len(in_box)  # of the sweep at 1.4 s
+    car = transform(invert(frame.world_SE3_cam) @ annotated.boxes[-1].world_SE3_box, in_box)
+    assert distance_to(points, np.concatenate([static, car])).max() < 1e-3
 
 
 def test_window_and_left_out_sweeps(tmp_path):
@@ -99,11 +116,11 @@ def test_a_vehicle_of_two_parts():
     """A roof of any height, and a bonnet that is low, ahead and off the middle; borders are outside."""
     crops = (Crop((-2, 2), (-1, 1)), Crop((2, 3), (-0.5, 0.7), (-1.5, -0.5)))
     points = np.array([[x, y, z] for x in (-3, -1, 2, 2.5, 3) for y in (-0.6, 0.6) for z in (-2, -1, -0.5, 9)])
-    cut = cut_sweep(points.astype(np.float32), np.eye(4), [], AccumulationConfig(min_range_m=0.0), crops)
+    cut = cut_points(points.astype(np.float32), AccumulationConfig(min_range_m=0.0), crops)
     ego = {(x, y, z) for x, y, z in points[cut.reason == Reason.EGO].tolist()}
     assert ego == {(-1, y, z) for y in (-0.6, 0.6) for z in (-2, -1, -0.5, 9)} | {(2.5, 0.6, -1)}
     only = AccumulationConfig(min_range_m=0.0, ego_crop_m=(0.0, 0.0))  # the option stands in for all crops
-    assert not cut_sweep(points.astype(np.float32), np.eye(4), [], only, crops).reason_counts[Reason.EGO]
+    assert not cut_points(points.astype(np.float32), only, crops).reason_counts[Reason.EGO]
 
 
 @pytest.mark.parametrize("crop_m", [(2.0, 1.0), (1.0, 2.0)])
@@ -121,7 +138,7 @@ def test_cut_accounts_for_every_point(crop_m, asked):
     boxes = [Box(0, yaw_pose(0.3, 12, 4), np.array([8.0, 4.0, 3.0])), Box(0, yaw_pose(0, 12, 4), np.array([9.0, 5, 4]))]
     config = AccumulationConfig(ego_crop_m=crop_m if asked else None, min_range_m=0.0, box_margin_m=0.0)
     crop = Crop(*((-size_m, size_m) for size_m in crop_m))
-    cut = cut_sweep(points, np.eye(4), boxes, config, () if asked else (crop,))
+    cut = cut_points(points, config, () if asked else (crop,), boxes)
 
     xyz = points[:, :3].astype(np.float64)
     bad = ~(np.abs(xyz) < 1e3).all(1)

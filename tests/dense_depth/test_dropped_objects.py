@@ -101,7 +101,7 @@ def test_the_wall_behind_a_dropped_object_is_not_labelled(tmp_path):
         ("it is parked", {"speed_mps": 0.0}, {}),
         ("it stands behind the camera", {"at_m": (-10.0, 0.0, 0.0)}, {}),
         ("it stands beside the view", {"at_m": (3.0, 12.0, 0.0)}, {}),
-        ("nobody knows where it is by then", {"times_s": (0.0, 0.5)}, {"extrapolate_s": 0.46}),
+        ("nobody knows where it is by then", {"times_s": (0.0, 0.5)}, {"lost_s": 0.46}),
         ("the camera is inside", {"at_m": (0.0, 0.0, 0.0)}, {}),
     ],
 )

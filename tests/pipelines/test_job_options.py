@@ -36,7 +36,7 @@ TOO_MUCH = {
     **dict.fromkeys(LIMITS, 1.01),
 }
 UNBOUNDED = {  # but finite
-    *("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "moving_above_m", "extrapolate_s"),
+    *("past_s", "future_s", "ego_crop_m", "min_range_m", "box_margin_m", "moving_above_m", "extrapolate_s", "lost_s"),
     *("margin_m", "margin_ratio", "min_sweeps", "workers", "crop_height", "worst"),
 }
 

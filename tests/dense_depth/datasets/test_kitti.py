@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from conftest import DATA, write_poses
+from conftest import DATA, cut_points, write_poses
 from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -80,14 +80,14 @@ def test_the_bonnet_is_no_obstacle(recorded):
 
     One drive at all its frames, three others at one frame each.
     """
-    from dense_depth.accumulation import AccumulationConfig, Reason, cut_sweep
+    from dense_depth.accumulation import AccumulationConfig, Reason
 
     drives = (recorded / "kitti_raw").glob("*/*/velodyne_points/data/*.bin")
     paths = [*drives, *(recorded / "kitti_object" / "training" / "velodyne").glob("*.bin")]
     returned = []
     for path in paths:
         points = np.fromfile(path, np.float32).reshape(-1, 4)
-        kept = cut_sweep(points, np.eye(4), [], AccumulationConfig(), kitti.EGO_CROPS).reason == Reason.STATIC
+        kept = cut_points(points, AccumulationConfig(), kitti.EGO_CROPS).reason == Reason.STATIC
         x, y, z = points[:, :3].T
         bonnet = (np.abs(x - 2.7) < 0.4) & (np.abs(y) < 0.7) & (z > -1.3)
         returned.append(bonnet.sum())

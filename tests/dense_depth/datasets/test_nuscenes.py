@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, cut_points
 from pyquaternion import Quaternion
 from scipy.spatial.transform import Rotation
 
@@ -591,10 +591,10 @@ def test_missing_version(tmp_path):
 
 def test_the_crop_takes_the_ego_vehicle_and_nothing_beside_it(recorded):
     """Recorded returns of the vehicle end 1.8 m ahead and 0.7 m beside the LiDAR; the road begins at 2.5 m."""
-    from dense_depth.accumulation import AccumulationConfig, Reason, cut_sweep
+    from dense_depth.accumulation import AccumulationConfig, Reason
 
     file = next((recorded / "nuscenes_keyframe").rglob("*LIDAR_TOP*.bin"))
     points = np.fromfile(file, np.float32).reshape(-1, 5)
-    cut = cut_sweep(points, np.eye(4), [], AccumulationConfig(min_range_m=0.0), (Crop((-1, 1), (-2, 2)),))
+    cut = cut_points(points, AccumulationConfig(min_range_m=0.0), (Crop((-1, 1), (-2, 2)),))
     near = np.abs(points[:, :2]).max(axis=1) < 2.0
     np.testing.assert_array_equal(cut.reason == Reason.EGO, near)  # all that is near, here, is the vehicle

@@ -113,7 +113,7 @@ def test_a_single_box_stays_where_it_is():
     for offset_us in (-400_000, 0, 400_000):
         found = track.box_at(box.timestamp_us + offset_us, 0.4)
         assert found.timestamp_us == box.timestamp_us + offset_us
-        np.testing.assert_array_equal(found.world_SE3_box, box.world_SE3_box)
+        np.testing.assert_allclose(found.world_SE3_box, box.world_SE3_box, rtol=0, atol=1e-12)
         np.testing.assert_array_equal(found.size_lwh_m, box.size_lwh_m)
 
 
