@@ -14,8 +14,7 @@ from dense_depth.geometry import invert, transform
 from dense_depth.instants import timed_tracks, turn_of
 from dense_depth.motion import RefinementConfig, refined
 from dense_depth.pose_graph import _normal_equations, _smoothness
-from dense_depth.sweeps import point_times, read_sweep
-from dense_depth.views import Course, SweepPoints, points_near, view_of
+from dense_depth.views import Course, SweepPoints, points_near, points_of, view_of
 
 SIZE = np.array([4.4, 1.9, 1.6])
 STEP_US = 100_000
@@ -281,7 +280,7 @@ def test_recorded_boxes_that_were_left_out_are_found(recorded):
     twist = Twist(np.zeros(3), np.zeros(3))  # not asked for: the sweeps are compensated
     movers = timed_tracks(whole, scene.sweeps, {i: (turn_of(sweep), twist) for i, sweep in enumerate(scene.sweeps)})
     known = [Track(track.token, track.category, track.boxes[::2]) for track in movers]
-    new, report = refined(known, _points(scene.sweeps[:23]))
+    new, report = refined(known, points_of(scene.sweeps[:23]))
     assert report.refined > 12
     changed = [k for k in range(len(new)) if new[k] is not known[k]]
     before, after = (
@@ -293,10 +292,3 @@ def test_recorded_boxes_that_were_left_out_are_found(recorded):
         for tracks in (known, new)
     )
     assert np.median(after) < 0.75 * np.median(before)
-
-
-def _points(sweeps):
-    for sweep in sweeps:
-        points = read_sweep(sweep)
-        xyz = transform(sweep.world_SE3_sensor, points[:, :3].astype(np.float64))
-        yield SweepPoints(sweep.timestamp_us, xyz, point_times(sweep, points))
