@@ -14,6 +14,7 @@ from dense_depth.synthetic import Faults, SynthConfig, generate
 
 FAULTS = {
     "none": Faults(),
+    "flat height, as nuScenes": Faults(flat_height=True),
     "planar poses: no z, roll, pitch": Faults(planar_poses=True),
     "pose noise 5 cm": Faults(pose_noise_m=0.05),
     "pose noise 0.2 degrees": Faults(pose_noise_deg=0.2),
@@ -21,6 +22,7 @@ FAULTS = {
     "camera clock 10 ms ahead": Faults(clock_offset_ms=10.0),
     "calibration off by 0.5 degrees": Faults(calibration_error_deg=0.5),
     "calibration off by 5 cm": Faults(calibration_error_m=0.05),
+    "boxes off by 10 cm, 2 degrees": Faults(annotation_noise_m=0.1, annotation_noise_deg=2.0),
     "half of the sweeps missing": Faults(missing_sweeps=0.5),
 }
 

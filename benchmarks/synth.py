@@ -9,9 +9,9 @@ import numpy as np
 
 from dense_depth.geometry import invert
 from dense_depth.synthetic import SynthConfig, generate
+from dense_depth.synthetic.cameras import CAMERAS, camera
 from dense_depth.synthetic.mesh import merge
 from dense_depth.synthetic.raster import Canvas
-from dense_depth.synthetic.sensors import CAMERAS, camera
 from dense_depth.synthetic.world import build_world
 
 KEYFRAMES = 20

@@ -140,16 +140,22 @@ def passes(table: TrackTable, sweep: Sweep, revolution: Revolution | None, reach
     every = np.arange(len(table))
     track = every[table.beyond_us(np.full(len(every), middle_us), every) <= reach_us + half_us]
     times_us, span_s = np.full(len(track), middle_us), np.tile([-np.inf, np.inf], (len(track), 1))
+    sensor_SE3_world = invert(sweep.world_SE3_sensor)
+    # The object moves on while the beam turns towards it: the second look is exact to a millimetre.
+    for turn in (revolution, revolution):
+        if turn:
+            centres = transform(sensor_SE3_world, table.centres_at(times_us, track))
+            times_us = stamp_us + _us(turn.time_s(turn.share(centres[:, :2])))
+    poses, sizes = table.at(times_us, track)
     if revolution and len(track):
-        sensor_SE3_world = invert(sweep.world_SE3_sensor)
-        # The object moves on while the beam turns towards it: the second look is exact to a millimetre.
-        for _ in range(2):
-            spans = revolution.spans(_corners(*table.at(times_us, track), sensor_SE3_world))
-            times_us = stamp_us + _us(revolution.time_s(spans.mean(1)))
+        spans = revolution.spans(_corners(poses, sizes, sensor_SE3_world))
         row, middle, shares = _parts(spans, _n_parts(table, track, times_us, spans, revolution))
-        track, times_us, span_s = track[row], stamp_us + _us(revolution.time_s(middle)), revolution.time_s(shares)
+        track, span_s = track[row], revolution.time_s(shares)
+        if len(row) > len(times_us) or (row != np.arange(len(row))).any():  # some are cut
+            times_us = stamp_us + _us(revolution.time_s(middle))
+            poses, sizes = table.at(times_us, track)
     beyond_us = table.beyond_us(times_us, track)
-    found = Passes(track, *table.at(times_us, track), span_s, 1e-6 * beyond_us)
+    found = Passes(track, poses, sizes, span_s, 1e-6 * beyond_us)
     return Passes(*(values[beyond_us <= reach_us] for values in found))
 
 
@@ -161,11 +167,11 @@ def _n_parts(
     revolution: Revolution,
 ) -> Int[np.ndarray, " n"]:
     """Into how many parts objects are cut, so that none moves further than ``SLICE_M`` while the beam passes."""
-    passing_us = np.maximum(_us(revolution.duration_s * np.diff(spans)[:, 0]), 1)
-    n = len(track)
+    passing_us, n = np.maximum(_us(revolution.duration_s * (spans[:, 1] - spans[:, 0])), 1), len(track)
     ends_us = np.concatenate([times_us - passing_us // 2, times_us + passing_us // 2])
-    centres = table.at(ends_us, np.concatenate([track, track]))[0][:, :3, 3]
-    return np.maximum(np.ceil(np.linalg.norm(centres[n:] - centres[:n], axis=1) / SLICE_M), 1).astype(np.int64)
+    centres = table.centres_at(ends_us, np.concatenate([track, track]))
+    travel_m = np.sqrt(((centres[n:] - centres[:n]) ** 2).sum(1))
+    return np.maximum(np.ceil(travel_m / SLICE_M), 1).astype(np.int64)
 
 
 def _parts(

@@ -27,6 +27,7 @@ from dense_depth.datasets.checks import (
     some_of,
 )
 from dense_depth.datasets.scene import (
+    UNTIMED,
     Box,
     CameraFrame,
     Crop,
@@ -141,6 +142,24 @@ class NuScenesDataset:
         return create_splits_scenes() | custom
 
     @cached_property
+    def _point_times(self) -> tuple[str, bool]:
+        """How points are timed, and whether they are free of the vehicle's motion up to the sweep's timestamp.
+
+        "order" and yes for nuScenes; ``lidar.json`` in the table folder says otherwise.
+
+        Raises:
+            InputError: ``lidar.json`` cannot be read, or says something else.
+        """
+        path = self._folder / "lidar.json"
+        found = _parse(path) if path.is_file() else {"point_times": "order", "compensated": True}
+        if not isinstance(found, dict) or found.keys() != {"point_times", "compensated"}:
+            raise InputError(f"{path}: must have point_times and compensated, and nothing else")
+        rule, compensated = found["point_times"], found["compensated"]
+        if rule not in ("order", "none") or not isinstance(compensated, bool):
+            raise InputError(f'{path}: point_times must be "order" or "none", compensated true or false')
+        return rule, compensated
+
+    @cached_property
     def _samples(self) -> dict[str, list[Row]]:
         """The keyframes by scene token."""
         samples = defaultdict(list)
@@ -172,12 +191,15 @@ class NuScenesDataset:
         # The sensor's axis that lies along the vehicle's x: nuScenes mounts its LiDAR with y forward.
         forward = np.abs(ego_SE3_lidar[:, 0, :2]).argmax(1)
         crops = [Crop(EGO_ACROSS_M, EGO_ALONG_M) if axis else Crop(EGO_ALONG_M, EGO_ACROSS_M) for axis in forward]
-        # Stamped at its end and free of the vehicle's motion up to then; the file has the order of the firings.
-        timing = Timing("order", start_s=-revolution_s([row["timestamp"] for row in sweep_rows], REVOLUTION_S))
+        rule, compensated = self._point_times
+        # Stamped at its end; the file has the order of the firings.
+        start_s = -revolution_s([row["timestamp"] for row in sweep_rows], REVOLUTION_S)
+        timing = UNTIMED if rule == "none" else Timing("order", start_s)
         sweeps = tuple(
             Sweep(
                 *(_safe(row["token"], "sample_data"), self._path(row), LIDAR_FEATURES, row["timestamp"], pose, (crop,)),
                 timing=timing,
+                compensated=compensated,
             )
             for row, pose, crop in zip(sweep_rows, world_SE3_ego @ ego_SE3_lidar, crops)
         )

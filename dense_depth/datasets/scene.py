@@ -235,16 +235,27 @@ class TrackTable:
         Returns:
             world_SE3_box; length, width and height of the nearer box.
         """
-        first, last = self._first[tracks], self._first[tracks] + self._n_boxes[tracks] - 1
-        right = np.clip(np.searchsorted(self._keys, self._key(times_us, tracks)), np.minimum(first + 1, last), last)
-        left = np.maximum(right - 1, first)
-        gap_us = self._times_us[right] - self._times_us[left]
-        alpha = np.where(gap_us > 0, (times_us - self._times_us[left]) / np.maximum(gap_us, 1), 0.0)
+        left, right, alpha = self._neighbours(times_us, tracks)
         poses = np.zeros((len(alpha), 4, 4))
         poses[:, :3, :3] = rotation_from_quaternion(slerp(self._quaternions[left], self._quaternions[right], alpha))
         poses[:, :3, 3] = (1 - alpha)[:, None] * self._centres[left] + alpha[:, None] * self._centres[right]
         poses[:, 3, 3] = 1.0
         return poses, self._sizes[np.where(alpha > 0.5, right, left)]
+
+    def centres_at(self, times_us: Int[np.ndarray, " n"], tracks: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
+        """The places of ``at``, for a fraction of its time."""
+        left, right, alpha = self._neighbours(times_us, tracks)
+        return (1 - alpha)[:, None] * self._centres[left] + alpha[:, None] * self._centres[right]
+
+    def _neighbours(
+        self, times_us: Int[np.ndarray, " n"], tracks: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Indices of two boxes, and the fraction of the way between them."""
+        first, last = self._first[tracks], self._first[tracks] + self._n_boxes[tracks] - 1
+        right = np.clip(np.searchsorted(self._keys, self._key(times_us, tracks)), np.minimum(first + 1, last), last)
+        left = np.maximum(right - 1, first)
+        gap_us = self._times_us[right] - self._times_us[left]
+        return left, right, np.where(gap_us > 0, (times_us - self._times_us[left]) / np.maximum(gap_us, 1), 0.0)
 
     def beyond_us(self, times_us: Int[np.ndarray, " n"], tracks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """How far times lie before the first or after the last box of tracks; 0 between them."""

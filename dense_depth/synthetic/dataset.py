@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dense_depth import InputError
+from dense_depth.synthetic.cameras import CAMERAS, camera
 from dense_depth.synthetic.config import VERSION, SynthConfig
+from dense_depth.synthetic.lidar import LIDAR, Lidar
 from dense_depth.synthetic.scene import CLASSES, SceneWriter
-from dense_depth.synthetic.sensors import CAMERAS, LIDAR, Lidar, camera
 from dense_depth.synthetic.tables import Tables
 
 ATTRIBUTES = (
@@ -74,9 +75,10 @@ def write(out: Path, config: SynthConfig, on_keyframe: Callable[[], None]) -> No
         config.lidar_azimuths,
         config.lidar_noise_m,
         config.lidar_range_m,
-        config.lidar_distortion,
+        config.lidar_motion,
     )
-    cameras = [camera(channel, config.image_width, config.image_height) for channel in CAMERAS]
+    size = config.image_width, config.image_height
+    cameras = [camera(channel, *size, config.lidar_flash) for channel in CAMERAS]
     for index in range(config.scenes):
         scene = SceneWriter(out, config, index, tables, lidar, cameras)
         for key in range(config.keyframes):
@@ -84,3 +86,6 @@ def write(out: Path, config: SynthConfig, on_keyframe: Callable[[], None]) -> No
             on_keyframe()
         scene.finish()
     tables.write(out / config.version)
+    if lidar.motion != "compensated":
+        timing = {"point_times": "none" if config.lidar_flash else "order", "compensated": config.lidar_flash}
+        (out / config.version / "lidar.json").write_text(json.dumps(timing))

@@ -9,14 +9,15 @@ from jaxtyping import Float, Int
 
 from dense_depth.datasets.truth import truth_path
 from dense_depth.geometry import SE3, invert, transform
+from dense_depth.synthetic.cameras import Camera, expose
 from dense_depth.synthetic.config import SynthConfig
-from dense_depth.synthetic.faults import recorded_mount, recorded_pose
-from dense_depth.synthetic.sensors import LIDAR, SWEEP_US, SWEEPS_PER_KEYFRAME, Camera, Lidar, expose, scan
+from dense_depth.synthetic.faults import annotated_box, recorded_mount, recorded_pose
+from dense_depth.synthetic.lidar import LIDAR, SWEEP_US, SWEEPS_PER_KEYFRAME, Lidar, Revolution, scan
+from dense_depth.synthetic.places import PLACES
 from dense_depth.synthetic.street import CROSSING_ROAD_M, GROUND_M, ROAD_M, Street
 from dense_depth.synthetic.tables import Row, Tables, chain, pose_fields
 from dense_depth.synthetic.traffic import Actor
 from dense_depth.synthetic.truth import create_truth, rounded
-from dense_depth.synthetic.world import build_world
 
 START_US, SCENE_US, KEYFRAME_US = 1_600_000_000_000_000, 3_600_000_000, SWEEPS_PER_KEYFRAME * SWEEP_US
 CLASSES = {  # nuScenes category to detection class
@@ -45,16 +46,19 @@ class SceneWriter:
         self.seed = (config.seed, index)
         self.name = name = f"synth-{index:04d}"
         self.start_us = START_US + index * SCENE_US
-        self.world = build_world((config.keyframes - 1) / 2, np.random.default_rng(self.seed))
+        self.world = PLACES[config.place](
+            (config.keyframes - 1) / 2, np.random.default_rng(self.seed), config.max_slope_deg
+        )
         channels = [LIDAR, *(camera.channel for camera in cameras)]
         self.data: dict[str, list[Row]] = {channel: [] for channel in channels}
         self.boxes: dict[str, list[Row]] = {actor.name: [] for actor in self.world.actors}  # one per keyframe
+        self.hit: dict[str, list[int]] = {actor.name: [] for actor in self.world.actors}  # the keyframes
 
         log = tables.add("log", name, logfile=name, vehicle="synth", date_captured="2020-09-13", location=name)
         map_file = f"maps/{tables.token('map', name)}.png"
         tables.add("map", name, log_tokens=[log["token"]], category="semantic_prior", filename=map_file)
         write_map(out / map_file, self.world.street)
-        scene = tables.add("scene", name, name=name, description="Generated street", log_token=log["token"])
+        scene = tables.add("scene", name, name=name, description=f"Generated {config.place}", log_token=log["token"])
         self.samples = [
             tables.add("sample", name, key, timestamp=self.start_us + key * KEYFRAME_US, scene_token=scene["token"])
             for key in range(config.keyframes)
@@ -86,21 +90,13 @@ class SceneWriter:
         key_sweep = key * SWEEPS_PER_KEYFRAME
         since_last = range(max(0, key_sweep - SWEEPS_PER_KEYFRAME + 1), key_sweep + 1)
         sweeps = [sweep for sweep in since_last if sweep == key_sweep or not self.is_missing(sweep)]
-        revolutions = [self.record(LIDAR, sweep) for sweep in sweeps]
+        records = [self.record(LIDAR, sweep) for sweep in sweeps]
         exposures = [self.record(camera.channel, key_sweep, camera.delay_us) for camera in self.cameras]
         with ThreadPoolExecutor(2) as pool:
-            scans = pool.submit(lambda: list(map(self.write_sweep, sweeps, revolutions)))
+            scans = pool.submit(lambda: list(map(self.write_sweep, sweeps, records)))
             counts = list(pool.map(self.write_frame, repeat(key), self.cameras, exposures))
-        points = scans.result()[-1]
         seen, pixels_on = np.sum(counts, axis=0)
-
-        time_s = key_sweep * SWEEP_US * 1e-6
-        world_SE3_ego = self.world.world_SE3_ego(time_s)
-        points_world = transform(world_SE3_ego @ self.lidar.ego_SE3_lidar, points[:, :3].astype(np.float64))
-        # Whoever annotates sees the points where the recorded poses put them.
-        recorded_SE3_world = self.recorded_pose(time_s, LIDAR, key_sweep) @ invert(world_SE3_ego)
-        for actor, visible in zip(self.world.actors, (seen / np.maximum(pixels_on, 1))[1:]):
-            self.boxes[actor.name].append(self.box(actor, key, time_s, points_world, recorded_SE3_world, visible))
+        self.annotate(key, scans.result()[-1], (seen / np.maximum(pixels_on, 1))[1:])
 
     def is_missing(self, sweep: int) -> bool:
         """Whether a sweep between keyframes was lost."""
@@ -140,12 +136,12 @@ class SceneWriter:
         self.data[channel].append(row)
         return scene_us * 1e-6, self.out / filename
 
-    def write_sweep(self, sweep: int, revolution: tuple[float, Path]) -> Float[np.ndarray, "n 5"]:
-        """One LiDAR revolution; returns its points (x, y, z in the sensor frame, intensity, ring)."""
-        time_s, path = revolution
-        points = scan(self.world, self.lidar, time_s, np.random.default_rng([*self.seed, sweep]))
-        points.tofile(path)
-        return points
+    def write_sweep(self, sweep: int, record: tuple[float, Path]) -> Revolution:
+        """One LiDAR revolution, into its file."""
+        time_s, path = record
+        revolution = scan(self.world, self.lidar, time_s, np.random.default_rng([*self.seed, sweep]))
+        revolution.points.tofile(path)
+        return revolution
 
     def write_frame(self, key: int, camera: Camera, exposure: tuple[float, Path]) -> Int[np.ndarray, "2 instances"]:
         """The image and truth of a camera at a keyframe; returns how many pixels show each instance and would alone."""
@@ -164,30 +160,54 @@ class SceneWriter:
             raise OSError(f"{path.name}: is the disk full?")
         return np.stack([np.bincount(seen.instance.ravel(), minlength=len(moves)), seen.pixels_on])
 
-    def box(
-        self,
-        actor: Actor,
-        key: int,
-        time_s: float,
-        points_world: Float[np.ndarray, "n 3"],
-        recorded_SE3_world: SE3,
-        visible: float,
-    ) -> Row:
-        """The fields of the annotation of an actor at a keyframe; ``visible`` is the share of it that cameras see."""
-        world_SE3_box, size_lwh_m = actor.world_SE3_box(time_s), actor.body.size_lwh_m
-        points_box = transform(invert(world_SE3_box), points_world)
-        length, width, height = size_lwh_m.tolist()
-        attribute = actor.attribute(time_s)
-        return {
-            "sample_token": self.samples[key]["token"],
-            "instance_token": self.tables.token("instance", self.name, actor.name),
-            "visibility_token": str(1 + np.digitize(visible, [0.4, 0.6, 0.8])),
-            "attribute_tokens": [self.tables.token("attribute", attribute)] if attribute else [],
-            **pose_fields(recorded_SE3_world @ world_SE3_box),
-            "size": [width, length, height],
-            "num_lidar_pts": int((np.abs(points_box) <= size_lwh_m / 2).all(axis=1).sum()),
-            "num_radar_pts": 0,
-        }
+    def annotate(self, key: int, revolution: Revolution, visible: Float[np.ndarray, " actors"]) -> None:
+        """The boxes of a keyframe, as drawn by one who sees its points: around objects where they were hit.
+
+        That is where an object was at the median time of the points on it. So one at the seam of the revolution, which
+        is hit at both ends, is annotated where most of its points are. What is not hit is annotated where it was when
+        the beam passed it.
+
+        Args:
+            key: The keyframe.
+            revolution: Its sweep.
+            visible: The share of each actor that cameras see.
+        """
+        time_s = key * KEYFRAME_US * 1e-6
+        points_ego = transform(self.lidar.ego_SE3_lidar, revolution.points[:, :3].astype(np.float64))
+        # The sweep is placed by its recorded pose, whatever that is.
+        recorded_SE3_ego = self.recorded_pose(time_s, LIDAR, key * SWEEPS_PER_KEYFRAME)
+        for i, actor in enumerate(self.world.actors):
+            delays_s = revolution.delays_s[revolution.instances == i + 1]
+            delay_s = float(np.median(delays_s)) if len(delays_s) else self.passed(actor, time_s)
+            seen_from_s = time_s + (delay_s if self.lidar.motion == "raw" else 0.0)
+            world_SE3_box = actor.world_SE3_box(time_s + delay_s)
+            ego_SE3_box = invert(self.world.world_SE3_ego(seen_from_s)) @ world_SE3_box
+            drawn_SE3_box = annotated_box(ego_SE3_box, self.config.faults, (*self.seed, i, key))
+            if points_in(ego_SE3_box, actor, points_ego):
+                self.hit[actor.name].append(key)
+            length, width, height = actor.body.size_lwh_m.tolist()
+            attribute = actor.attribute(time_s + delay_s)
+            self.boxes[actor.name].append(
+                {
+                    "sample_token": self.samples[key]["token"],
+                    "instance_token": self.tables.token("instance", self.name, actor.name),
+                    "visibility_token": str(1 + np.digitize(visible[i], [0.4, 0.6, 0.8])),
+                    "attribute_tokens": [self.tables.token("attribute", attribute)] if attribute else [],
+                    **pose_fields(recorded_SE3_ego @ drawn_SE3_box),
+                    "size": [width, length, height],
+                    "num_lidar_pts": points_in(drawn_SE3_box, actor, points_ego),
+                    "num_radar_pts": 0,
+                }
+            )
+
+    def passed(self, actor: Actor, time_s: float) -> float:
+        """When the beam of the revolution up to a time passes an actor, in seconds from then."""
+        delay_s = 0.0
+        for _ in range(3):  # meanwhile both move
+            world_SE3_lidar = self.world.world_SE3_ego(time_s + delay_s) @ self.lidar.ego_SE3_lidar
+            centre_m = transform(invert(world_SE3_lidar), actor.world_SE3_box(time_s + delay_s)[None, :3, 3])[0]
+            delay_s = self.lidar.delay_s(centre_m)
+        return delay_s
 
     def finish(self) -> None:
         """Links the rows of each sensor and adds what is known at the end: instances and their annotations.
@@ -197,8 +217,7 @@ class SceneWriter:
         for rows in self.data.values():
             chain(rows)
         for actor in self.world.actors:
-            boxes = self.boxes[actor.name]
-            hit = [key for key, box in enumerate(boxes) if box["num_lidar_pts"]]
+            boxes, hit = self.boxes[actor.name], self.hit[actor.name]
             if not hit:
                 continue
             annotations = [
@@ -215,6 +234,11 @@ class SceneWriter:
                 first_annotation_token=annotations[0]["token"],
                 last_annotation_token=annotations[-1]["token"],
             )
+
+
+def points_in(ego_SE3_box: SE3, actor: Actor, points_ego: Float[np.ndarray, "n 3"]) -> int:
+    """How many points lie in a box of an actor's size."""
+    return int((np.abs(transform(invert(ego_SE3_box), points_ego)) <= actor.body.size_lwh_m / 2).all(axis=1).sum())
 
 
 def write_map(path: Path, street: Street) -> None:

@@ -1,8 +1,8 @@
 """The ground of a generated scene: a street with curves and slopes, streets that cross it, and paths along them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from dense_depth.synthetic.shading import Marks
 LANE_M, LANE_EDGE_M, PARKING_M, ROAD_M, PAVEMENT_M = 2.3, 4.6, 5.7, 6.8, 10.4  # lateral, from the middle of a street
 CROSSING_ROAD_M, CORNER_M = 5.0, 9.0  # the same of a crossing street: half its road; up to its houses
 GROUND_M = 90.0  # the world ends here on both sides
+BUMP_WAVE_M = 3.7  # length of the short waves of the ground, over 2 pi
 KERB_M, RAMP_M = 0.12, 0.15  # height and width of the step between road and pavement
 
 
@@ -30,6 +31,7 @@ class Street:
         slope: Rise per metre in x and y.
         hill_m: Amplitude of the long waves of the ground.
         bump_m: Amplitude of the short ones.
+        wave_m: Length of the long waves, over 2 pi.
     """
 
     length_m: float
@@ -39,6 +41,12 @@ class Street:
     slope: tuple[float, float]
     hill_m: float
     bump_m: float
+    wave_m: float = 21.0
+
+    def climbing(self, max_slope_deg: float) -> Self:
+        """The same street on hills whose steepest slope along it is this."""
+        rise = np.tan(np.radians(max_slope_deg)) - self.bump_m / BUMP_WAVE_M
+        return replace(self, slope=(0.0, 0.0), hill_m=max(float(rise) * self.wave_m, 0.0))
 
     def middle(self, x: Any) -> Any:
         """World y of the middle of the street."""
@@ -46,8 +54,8 @@ class Street:
 
     def terrain(self, x: Any, y: Any) -> Any:
         """World z of the ground without kerbs."""
-        long = self.hill_m * np.sin(x / 21.0) * np.cos((y - GROUND_M) / 40.0)
-        return self.slope[0] * x + self.slope[1] * y + long + self.bump_m * np.sin(x / 3.7) * np.cos(y / 4.3)
+        long = self.hill_m * np.sin(x / self.wave_m) * np.cos((y - GROUND_M) / 40.0)
+        return self.slope[0] * x + self.slope[1] * y + long + self.bump_m * np.sin(x / BUMP_WAVE_M) * np.cos(y / 4.3)
 
     def height(self, x: Any, y: Any) -> Any:
         """World z of the ground; pavements and grass lie a kerb above the roads."""

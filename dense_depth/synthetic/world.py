@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Float, UInt16
 
 from dense_depth.geometry import SE3, se3
 from dense_depth.synthetic import cycles, diggers, houses, people, scenery, trees, vehicles
+from dense_depth.synthetic.beams import Parts, Poses
 from dense_depth.synthetic.body import Body
 from dense_depth.synthetic.mesh import Mesh, merge
 from dense_depth.synthetic.shading import Light, ShadowMap
@@ -61,17 +62,22 @@ class World:
 
     def movers(self, time_s: float) -> tuple[Mesh, UInt16[np.ndarray, " t"]]:
         """What moves, where it is at a time; as ``still``."""
-        mesh, instances, part_of = self._moving_parts
-        world_SE3_part = [pose for actor in self.actors if actor.moves for pose in actor.world_SE3_parts(time_s)]
-        return mesh.moved(np.array(world_SE3_part)[part_of]).float32, instances
+        world_SE3_part = self.part_poses(time_s, np.zeros(1)).world_SE3_frame[0]
+        return self.parts.mesh.moved(world_SE3_part[self.parts.part]).float32, self.parts.instances
 
     @cached_property
-    def _moving_parts(self) -> tuple[Mesh, UInt16[np.ndarray, " t"], UInt16[np.ndarray, " t"]]:
-        """The parts of all that moves, each in its own frame; the instance and the part of each triangle."""
+    def parts(self) -> Parts:
+        """The parts of all that moves."""
         moving = [(i, actor) for i, actor in enumerate(self.actors, start=1) if actor.moves]
         parts = [(i, part.mesh) for i, actor in moving for part in actor.body.parts]
         meshes = [mesh for _, mesh in parts]
-        return merge(meshes), _owners(parts), _owners(list(enumerate(meshes)))
+        return Parts(merge(meshes), _owners(list(enumerate(meshes))), _owners(parts))
+
+    def part_poses(self, time_s: float, after_s: Float[np.ndarray, " instants"]) -> Poses:
+        """Poses world_SE3_part of the parts of all that moves, some instants after a time."""
+        moving = [actor for actor in self.actors if actor.moves]
+        poses = [[pose for actor in moving for pose in actor.world_SE3_parts(time_s + after)] for after in after_s]
+        return Poses(after_s, np.array(poses).reshape(len(after_s), -1, 4, 4))
 
     @cached_property
     def shadows(self) -> ShadowMap:
@@ -91,8 +97,14 @@ def _owners(meshes: list[tuple[int, Mesh]]) -> UInt16[np.ndarray, " t"]:
     return np.repeat(np.array([i for i, _ in meshes], np.uint16), [len(mesh) for _, mesh in meshes])
 
 
-def build_world(duration_s: float, rng: np.random.Generator) -> World:
-    """A street scene in which the ego vehicle drives for a time, along the right lane and over a crossing."""
+def build_world(duration_s: float, rng: np.random.Generator, max_slope_deg: float | None = None) -> World:
+    """A street scene in which the ego vehicle drives for a time, along the right lane and over a crossing.
+
+    Args:
+        duration_s: How long it drives.
+        rng: Chooses everything.
+        max_slope_deg: The steepest slope along the street; gentle ones if not given.
+    """
     speed = rng.uniform(6.5, 9.0)
     times_s = np.array([0.0, 0.45, 0.6, 1.0]) * max(duration_s, 4.0)
     ego_travelled = varying(0.0, times_s, speed * np.array([1.0, 1.0, rng.uniform(0.5, 0.9), 1.0]))
@@ -107,18 +119,12 @@ def build_world(duration_s: float, rng: np.random.Generator) -> World:
         hill_m=rng.uniform(0.3, 0.7),
         bump_m=rng.uniform(0.01, 0.03),
     )
+    street = street if max_slope_deg is None else street.climbing(max_slope_deg)
     ego_lane = along(street, -LANE_M, 0.0, street.length_m)
     ego_start_m = ego_lane.at_x(EGO_START_M)
     phase = rng.uniform(0, 2 * np.pi, 3)
 
-    def world_SE3_ego(time_s: float) -> SE3:
-        """Lane keeping, with the pitch, roll and heave of a car on its springs."""
-        waves = np.sin(2 * np.pi * np.array([1.1, 0.8, 1.3]) * time_s + phase)
-        pitch, roll, heave = np.array([0.008, 0.006, 0.02]) * waves
-        about_y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
-        about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
-        pose = ego_lane.pose(ego_start_m + ego_travelled(time_s))
-        return pose @ se3(about_y @ about_x, np.array([0, 0, heave]))
+    world_SE3_ego = on_springs(ego_lane, lambda t: ego_start_m + ego_travelled(t), phase)
 
     row, things = rows_of_houses(street, rng), [*greenery(street, rng), *furniture(street, rng)]
     site_m, site_side = EGO_START_M + 0.2 * drive_m + rng.uniform(11, 15), int(rng.choice([-1, 1]))
@@ -133,10 +139,27 @@ def build_world(duration_s: float, rng: np.random.Generator) -> World:
         *walkers(street, drive_m, duration_s, site_side, late_m, rng),
         *parked(street, [(site_m, site_side)], late_m, rng),
     ]
+    return World(street, merge(background), tuple(actors), world_SE3_ego, daylight(rng))
+
+
+def on_springs(lane: Path, travelled: Profile, phase: Float[np.ndarray, "3"]) -> Callable[[float], SE3]:
+    """Lane keeping, with the pitch, roll and heave of a car on its springs; ``phase`` is that of each."""
+
+    def world_SE3_ego(time_s: float) -> SE3:
+        waves = np.sin(2 * np.pi * np.array([1.1, 0.8, 1.3]) * time_s + phase)
+        pitch, roll, heave = np.array([0.008, 0.006, 0.02]) * waves
+        about_y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
+        about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
+        return lane.pose(travelled(time_s)) @ se3(about_y @ about_x, np.array([0, 0, heave]))
+
+    return world_SE3_ego
+
+
+def daylight(rng: np.random.Generator) -> Light:
+    """Some sun and sky."""
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 60))
     to_sun = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-    light = Light(to_sun, sun=rng.uniform(0.45, 0.6), ambient=rng.uniform(0.58, 0.68), clouds=rng.uniform(0.1, 0.7))
-    return World(street, merge(background), tuple(actors), world_SE3_ego, light)
+    return Light(to_sun, sun=rng.uniform(0.45, 0.6), ambient=rng.uniform(0.58, 0.68), clouds=rng.uniform(0.1, 0.7))
 
 
 def rows_of_houses(street: Street, rng: np.random.Generator) -> list[Mesh]:

@@ -370,6 +370,31 @@ def test_splits_and_names(tmp_path):
         names("train")
 
 
+def test_lidar_json_says_how_points_are_timed(tmp_path):
+    save(tmp_path, write_tables())
+    path = tmp_path / VERSION / "lidar.json"
+
+    def timing():
+        (found,) = {(sweep.timing.rule, sweep.compensated) for scene in read(tmp_path) for sweep in scene.sweeps}
+        return found
+
+    assert timing() == ("order", True)
+    for rule, compensated in (("none", True), ("order", False)):
+        path.write_text(json.dumps({"point_times": rule, "compensated": compensated}))
+        assert timing() == (rule, compensated)
+    for text, told in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "must have point_times and compensated"),
+        ('{"point_times": "order"}', "must have point_times and compensated"),
+        ('{"point_times": "order", "compensated": true, "offset": 1}', "and nothing else"),
+        ('{"point_times": "azimuth", "compensated": true}', 'must be "order" or "none"'),
+        ('{"point_times": "order", "compensated": 1}', "compensated true or false"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=f"lidar.json: .*{told}"):
+            read(tmp_path)
+
+
 def test_cameras(tiny_root):
     assert read(tiny_root, cameras=["CAM_BACK"])[0].cameras == ("CAM_BACK",)
     with pytest.raises(InputError, match=r"camera CAM_LEFT: .* there are CAM_BACK, CAM_FRONT$"):

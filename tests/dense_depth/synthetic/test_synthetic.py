@@ -21,11 +21,14 @@ from dense_depth import InputError
 from dense_depth.datasets.truth import Surface, read_truth
 from dense_depth.geometry import invert
 from dense_depth.synthetic import Faults, SynthConfig, generate
+from dense_depth.synthetic.beams import Parts, Poses
+from dense_depth.synthetic.cameras import CAMERAS, camera, expose
+from dense_depth.synthetic.lidar import ELEVATIONS_DEG, Lidar, scan
 from dense_depth.synthetic.materials import Material
 from dense_depth.synthetic.mesh import EMPTY, block, merge
+from dense_depth.synthetic.places import PLACES, Place, build_field, build_highway
 from dense_depth.synthetic.raster import Canvas
 from dense_depth.synthetic.scene import CLASSES
-from dense_depth.synthetic.sensors import CAMERAS, ELEVATIONS_DEG, Lidar, camera, expose, scan
 from dense_depth.synthetic.street import Street, along
 from dense_depth.synthetic.tables import Tables
 from dense_depth.synthetic.traffic import varying
@@ -85,27 +88,42 @@ def test_devkit_aggregates_sweeps(nusc: NuScenes) -> None:
 
 
 def test_sweep_layout(nusc: NuScenes) -> None:
-    """Fields, rings, elevations and order are those of a nuScenes file, and not every pulse comes back."""
-    row = lidar_rows(nusc)[0]
+    """Fields, rings and order are those of a nuScenes file, and lost pulses lie where the LiDAR was, as there."""
+    row = lidar_rows(nusc)[20]
     points = np.fromfile(Path(nusc.dataroot) / row["filename"], np.float32).reshape(-1, 5)
-    x, y, z, intensity, ring = points.T
-    elevation_deg = np.degrees(np.arctan2(z, np.hypot(x, y)))
-    np.testing.assert_allclose(elevation_deg, -30.67 + ring * 41.34 / 31, atol=1e-3)
-    assert set(ring) == set(range(32))
+    intensity, ring = points[:, 3:].T
+    assert (ring.reshape(1084, 32) == np.arange(32)).all()
+    assert intensity.min() >= 0 and 100 < intensity.max() <= 255
+    range_m = np.linalg.norm(points[:, :3], axis=1)
+    assert range_m.max() <= 71.0  # from where the LiDAR is at the end
+    lost = range_m < 1.0
+    assert 0.03 < lost.mean() < 0.5 and (intensity[lost] == 0).all()
+    # As in scene-0061 of nuScenes: on a line behind the LiDAR, the first ones a revolution's drive away.
+    driven_m = -points[lost, 1]
+    assert 0.2 < driven_m[0] < 0.5 and (np.diff(driven_m) < 1e-5).all() and driven_m[-1] < 0.003
+    rays = np.bincount(ring[~lost].astype(int), minlength=32) / 1084
+    assert (rays[:5] > 0.8).all()  # looks at the near ground
+
+
+@pytest.mark.parametrize("motion", ["none", "raw"])
+def test_directions_of_pulses(motion: str) -> None:
+    world = build_world(1.0, np.random.default_rng(0))
+    sweep = scan(world, Lidar(32, 1084, 0.0, 70.0, motion), 0.5, np.random.default_rng(0))
+    back = np.linalg.norm(sweep.points[:, :3], axis=1) > 0
+    assert back.all() == (motion == "none")
+    x, y, z, _, ring = sweep.points[back].T
+    np.testing.assert_allclose(np.degrees(np.arctan2(z, np.hypot(x, y))), -30.67 + ring * 41.34 / 31, atol=1e-3)
     turned = np.degrees(np.unwrap(np.arctan2(y, x)[ring < 8])) * 1084 / 360  # in firings
     assert (np.diff(turned) < 0.01).all()  # clockwise
     np.testing.assert_allclose(turned - turned[0], np.round(turned - turned[0]), atol=0.01)
-    assert intensity.min() >= 0 and 100 < intensity.max() <= 255
-    range_m = np.linalg.norm(points[:, :3], axis=1)
-    assert range_m.max() <= 70.001
-    rays = np.bincount(ring.astype(int), minlength=32) / 1084
-    assert (rays[:5] > 0.8).all()  # looks at the near ground
-    assert 15_000 < len(points) < 0.99 * 32 * 1084
+    if motion == "raw":
+        np.testing.assert_allclose(np.diff(sweep.delays_s[back][ring < 8]), -np.diff(turned) * 0.05 / 1084, atol=1e-6)
+    assert 15_000 < back.sum() < 0.99 * 32 * 1084
 
 
 def test_dropouts_depend_on_range_and_angle() -> None:
     """On a plane, the share of pulses that come back falls with the distance, where they also meet it flatter."""
-    lidar = Lidar(beams=32, azimuths=1084, noise_m=0.0, range_m=70.0, distortion=False)
+    lidar = Lidar(beams=32, azimuths=1084, noise_m=0.0, range_m=70.0, motion="none")
     plane = block((400.0, 400.0, 1.0), (0.0, 0.0, -0.5), (90, 90, 90), Material.STREET).float32
 
     class Plain:
@@ -114,10 +132,12 @@ def test_dropouts_depend_on_range_and_angle() -> None:
         def world_SE3_ego(self, time_s: float) -> np.ndarray:
             return np.eye(4)
 
-        def movers(self, time_s: float) -> tuple:
-            return EMPTY, np.zeros(0, np.uint16)
+        parts = Parts(EMPTY, np.zeros(0, np.uint16), np.zeros(0, np.uint16))
 
-    points = scan(Plain(), lidar, 0.0, np.random.default_rng(0))
+        def part_poses(self, time_s: float, after_s: np.ndarray) -> Poses:
+            return Poses(after_s, np.zeros((len(after_s), 0, 4, 4)))
+
+    points = scan(Plain(), lidar, 0.0, np.random.default_rng(0)).points
     share = np.bincount(points[:, 4].astype(int), minlength=32) / 1084
     down = ELEVATIONS_DEG[32] < -1.6  # within 70 m
     assert (np.diff(share[down]) < 0.03).all() and share[0] > 0.97 and share[down][-1] < 0.3
@@ -284,7 +304,7 @@ def test_cameras_have_their_own_time_and_pose(nusc: NuScenes) -> None:
             row = nusc.get("sample_data", sample["data"][channel])
             pose = nusc.get("ego_pose", row["ego_pose_token"])
             delay_us = row["timestamp"] - lidar["timestamp"]
-            assert delay_us != 0 and abs(delay_us) <= 25_000 and pose["timestamp"] == row["timestamp"]
+            assert -50_000 < delay_us < 0 and pose["timestamp"] == row["timestamp"]
             moved_m = np.linalg.norm(np.subtract(pose["translation"], lidar_pose["translation"]))
             assert 3.0 < moved_m / (abs(delay_us) * 1e-6) < 10.0  # metres per second
     poses = [nusc.get("ego_pose", row["ego_pose_token"]) for row in lidar_rows(nusc)]
@@ -302,7 +322,7 @@ def test_oncoming_car(nusc: NuScenes) -> None:
     assert 6.5 < speed_mps < 9.5
     for annotation in annotations:
         velocity = nusc.box_velocity(annotation["token"])
-        assert np.linalg.norm(velocity) == pytest.approx(speed_mps, rel=0.02)
+        assert np.linalg.norm(velocity) == pytest.approx(speed_mps, rel=0.1)  # hit sooner or later in a sweep
         heading = Quaternion(annotation["rotation"]).rotation_matrix[:, 0]
         assert heading @ velocity == pytest.approx(np.linalg.norm(velocity), rel=0.01)
 
@@ -318,24 +338,50 @@ def test_oncoming_car(nusc: NuScenes) -> None:
             shown += mask.sum() > 50
     assert shown > 2
 
-    held = 0
-    for row in lidar_rows(nusc):
-        if not times_us[0] <= row["timestamp"] <= times_us[-1]:
-            continue
-        later = min(max(np.searchsorted(times_us, row["timestamp"]), 1), len(annotations) - 1)
-        a, b = annotations[later - 1], annotations[later]
-        share = (row["timestamp"] - times_us[later - 1]) / (times_us[later] - times_us[later - 1])
-        centre = (1 - share) * np.array(a["translation"]) + share * np.array(b["translation"])
-        rotation = Quaternion.slerp(Quaternion(a["rotation"]), Quaternion(b["rotation"]), share).rotation_matrix
-        width, length, height = a["size"]
-        in_box = (world_points(nusc, row) - centre) @ rotation
+    held = missed = 0
+    for annotation in annotations:  # a box is where the points are, not where the car is at the sweep's timestamp
+        sample = nusc.get("sample", annotation["sample_token"])
+        row = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+        in_box = (world_points(nusc, row) - annotation["translation"]) @ Quaternion(
+            annotation["rotation"]
+        ).rotation_matrix
+        width, length, height = annotation["size"]
         half = np.array([length, width, height]) / 2
         above_ground = in_box[:, 2] > -half[2] + 0.15
         inside = (np.abs(in_box) <= half).all(axis=1) & above_ground
         around = (np.abs(in_box) <= half + 0.3).all(axis=1) & above_ground
-        assert inside.sum() == around.sum()  # nothing of the car sticks out, nothing else is near
-        held += inside.sum()
-    assert held > 400
+        held, missed = held + inside.sum(), missed + (around & ~inside).sum()
+    assert held > 50 and missed == 0  # nothing of the car sticks out, nothing else is near
+
+
+@pytest.mark.parametrize("motion", ["compensated", "raw"])
+def test_boxes_are_drawn_around_the_points(nusc: NuScenes, motion: str, tmp_path: Path) -> None:
+    """The true pose at the median time of an object's points; uncompensated ones are seen from where the LiDAR was."""
+    if motion == "raw":
+        generate(tmp_path, dataclasses.replace(TINY, scenes=1, keyframes=6, lidar_azimuths=1084, lidar_distortion=True))
+        nusc = NuScenes(TINY.version, str(tmp_path), verbose=False)
+    noise_m = (CONFIG if motion == "compensated" else TINY).lidar_noise_m
+    world, lidar = build_world(2.5, np.random.default_rng([0, 0])), Lidar(32, 1084, noise_m, 70.0, motion)
+    drawn = {(a["sample_token"], a["instance_token"]): a["translation"] for a in nusc.sample_annotation}
+    off_m = []
+    for key, sample in enumerate(nusc.sample):
+        at_s = 0.5 * key
+        sweep = scan(world, lidar, at_s, np.random.default_rng([0, 0, 10 * key]))
+        row = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+        file = np.fromfile(Path(nusc.dataroot) / row["filename"], np.float32).reshape(-1, 5)
+        np.testing.assert_array_equal(file, sweep.points)  # so the instances are those of the file
+        for i, actor in enumerate(world.actors, start=1):
+            box = drawn.get((sample["token"], Tables(0).token("instance", "synth-0000", actor.name)))
+            firing = np.flatnonzero(sweep.instances == i) // 32
+            if box is None or not len(firing):
+                continue
+            hit_s = at_s + 0.05 * (np.median(firing) / 1084 - 1)
+            expected = actor.world_SE3_box(hit_s)
+            if motion == "raw":
+                expected = world.world_SE3_ego(at_s) @ invert(world.world_SE3_ego(hit_s)) @ expected
+            np.testing.assert_allclose(box, expected[:3, 3], atol=1e-6)
+            off_m.append(np.linalg.norm(box - actor.world_SE3_box(at_s)[:3, 3]))
+    assert len(off_m) > 60 and 0.25 < max(off_m) < 0.9
 
 
 def test_what_objects_do(nusc: NuScenes) -> None:
@@ -364,22 +410,63 @@ def overlap_m(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
     return max(0.0, min(min(p.max(), q.max()) - max(p.min(), q.min()) for p, q in along_axes))
 
 
-def test_nobody_drives_through_anybody() -> None:
+@pytest.mark.parametrize(
+    "place, seed, slope_deg", [("street", 1, None), ("street", 4, 6.0), ("highway", 2, None), ("field", 3, None)]
+)
+def test_nobody_drives_through_anybody(place: Place, seed: int, slope_deg: float | None) -> None:
     """Nor does the ego vehicle. People may brush past each other: their boxes hold the longest stride."""
-    for seed in (1, 4):
-        world = build_world(9.5, np.random.default_rng(seed))
-        sizes = [actor.body.size_lwh_m - [0.1, 0.1, 0.05] for actor in world.actors]  # without the margin
-        people = [actor.body.category.startswith("human") for actor in world.actors]
-        for time_s in np.arange(0.0, 9.6, 0.5):
-            world_SE3_ego = world.world_SE3_ego(time_s)
-            world_SE3_ego[:3, 3] += world_SE3_ego[:3, 0]  # its middle lies ahead of the rear axle
-            boxes = [(actor.world_SE3_box(time_s), size) for actor, size in zip(world.actors, sizes)]
-            boxes.append((world_SE3_ego, np.array([4.5, 1.9, 1.6])))
-            moves = [*(actor.moves for actor in world.actors), True]
-            for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
-                if (moves[i] or moves[j]) and np.linalg.norm(a[0][:2, 3] - b[0][:2, 3]) < 20:
-                    both_people = j < len(people) and people[i] and people[j]
-                    assert overlap_m(a, b) < (0.3 if both_people else 0.05), (seed, time_s, i, j)
+    world = PLACES[place](9.5, np.random.default_rng(seed), slope_deg)
+    sizes = [actor.body.size_lwh_m - [0.1, 0.1, 0.05] for actor in world.actors]  # without the margin
+    people = [actor.body.category.startswith("human") for actor in world.actors]
+    for time_s in np.arange(0.0, 9.6, 0.5):
+        world_SE3_ego = world.world_SE3_ego(time_s)
+        world_SE3_ego[:3, 3] += world_SE3_ego[:3, 0]  # its middle lies ahead of the rear axle
+        boxes = [(actor.world_SE3_box(time_s), size) for actor, size in zip(world.actors, sizes)]
+        boxes.append((world_SE3_ego, np.array([4.5, 1.9, 1.6])))
+        moves = [*(actor.moves for actor in world.actors), True]
+        for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
+            if (moves[i] or moves[j]) and np.linalg.norm(a[0][:2, 3] - b[0][:2, 3]) < 20:
+                both_people = j < len(people) and people[i] and people[j]
+                assert overlap_m(a, b) < (0.3 if both_people else 0.05), (time_s, i, j)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_slopes(place: Place) -> None:
+    """As steep as asked for, and no steeper; without kinks; the vehicle and all else follow them."""
+    duration_s = 30.0 if place == "highway" else 9.5  # its hills are longer
+    world = PLACES[place](duration_s, np.random.default_rng(5), 6.0)
+    street = world.street
+    places_m = np.array([world.world_SE3_ego(t)[:3, 3] for t in np.arange(0.0, duration_s, 0.05)])
+    x = np.linspace(0.0, street.length_m, 20_000)
+    slope_deg = np.degrees(np.arctan(np.gradient(street.terrain(x, street.middle(x)), x)))
+    driven = (x > places_m[0, 0]) & (x < places_m[-1, 0])
+    assert 5.7 < np.abs(slope_deg[driven]).max() <= np.abs(slope_deg).max() < 6.05
+    speed_mps = np.linalg.norm(np.diff(places_m, axis=0), axis=1).max() / 0.05
+    curvature = np.gradient(np.gradient(street.terrain(x, street.middle(x)), x), x)
+    assert np.abs(curvature).max() * speed_mps**2 < 1.0  # m/s^2, a tenth of what lifts a car off the road
+    rise_m = np.diff(places_m[::10, 2]) / np.linalg.norm(np.diff(places_m[::10], axis=0), axis=1)
+    assert np.degrees(np.arcsin(np.abs(rise_m).max())) > 4.5
+    for actor in world.actors:
+        floor = actor.world_SE3_box(2.0) @ [0, 0, -actor.body.size_lwh_m[2] / 2, 1]
+        if 0 < floor[0] < street.length_m:
+            assert floor[2] == pytest.approx(street.height(floor[0], floor[1]), abs=0.05)
+
+
+def test_places_without_structure(tmp_path: Path) -> None:
+    """Along a highway nothing changes; on the field there is grass, and all else is far away. Both can be read."""
+    still = build_highway(2.0, np.random.default_rng(0)).still[0]
+    ends = still.corners_m[np.abs(still.normals[:, 0]) > 1e-6][..., 0]
+    assert ((ends < -59) | (ends > 300)).all()  # of the walls, out of reach of the drive from 90 to 145
+    world = build_field(2.0, np.random.default_rng(0))
+    sweep = scan(world, Lidar(32, 1084, 0.0, 70.0), 1.0, np.random.default_rng(0))
+    near = (np.linalg.norm(sweep.points[:, :3], axis=1) < 35) & (sweep.points[:, 2] > -1.0)
+    assert (sweep.instances[near & (np.linalg.norm(sweep.points[:, :3], axis=1) > 1)] > 0).all()
+    for place in ("highway", "field"):
+        generate(tmp_path / place, dataclasses.replace(TINY, place=place, lidar_azimuths=542))
+        nusc = NuScenes(TINY.version, str(tmp_path / place), verbose=False)
+        for sample in nusc.sample:
+            assert sum(nusc.get("sample_annotation", token)["num_lidar_pts"] for token in sample["anns"]) > 10
+            assert any(nusc.get("sample_annotation", token)["attribute_tokens"] for token in sample["anns"])
 
 
 def test_who_leaves_the_street_goes_on() -> None:
@@ -539,10 +626,61 @@ def test_fault_noise_and_drift(clean: Path, tmp_path: Path) -> None:
     angles = [min(angle_deg(a, b), 360 - angle_deg(a, b)) for a, b in poses]
     assert np.sqrt(np.mean(np.square(angles))) == pytest.approx(0.5 * np.sqrt(3), rel=0.4)
     poses, _ = faulty(clean, tmp_path / "drift", Faults(pose_drift_mps=0.2))
-    start_us = min(a["timestamp"] for a, _ in poses)
+    start_us = min(row["timestamp"] for row in tables_of(clean, "sample").values())
     for a, b in poses:
         drift_m = np.linalg.norm(np.subtract(b["translation"], a["translation"]))
         assert drift_m == pytest.approx(abs(a["timestamp"] - start_us) * 0.2e-6, abs=0.2 * 0.025 + 1e-9)
+
+
+def test_fault_flat_height(clean: Path, tmp_path: Path) -> None:
+    """No height, but roll and pitch, as in nuScenes."""
+    poses, _ = faulty(clean, tmp_path, Faults(flat_height=True))
+    for true, recorded in poses:
+        assert recorded["translation"] == [*true["translation"][:2], 0.0]
+        np.testing.assert_allclose(recorded["rotation"], true["rotation"], atol=1e-12)
+    pitch = [Quaternion(recorded["rotation"]).yaw_pitch_roll[1] for _, recorded in poses]
+    assert np.ptp(pitch) > np.radians(0.3)
+
+
+def test_fault_annotation_noise(clean: Path, tmp_path: Path) -> None:
+    """Independent for each box, in its own axes; sensor files, poses and which boxes there are stay."""
+    poses, mounts = faulty(clean, tmp_path, Faults(annotation_noise_m=0.1, annotation_noise_deg=2.0))
+    assert all(a == b for a, b in [*poses, *mounts])
+    true, recorded = tables_of(clean, "sample_annotation"), tables_of(tmp_path, "sample_annotation")
+    assert true.keys() == recorded.keys() and len(true) > 100
+    shifts_m, turns_deg = [], []
+    for token, a in true.items():
+        rotation = Quaternion(a["rotation"])
+        turned = rotation.inverse * Quaternion(recorded[token]["rotation"])
+        np.testing.assert_allclose([turned.x, turned.y], 0.0, atol=1e-9)  # about the box's own z
+        turns_deg.append(np.degrees(2 * np.arctan2(turned.z, turned.w)))
+        shifts_m.append(rotation.inverse.rotate(np.subtract(recorded[token]["translation"], a["translation"])))
+    turns_deg = (np.array(turns_deg) + 180) % 360 - 180
+    errors = np.column_stack([np.array(shifts_m) / 0.1, turns_deg / 2.0])
+    assert np.abs(errors.mean(axis=0)).max() < 4 / np.sqrt(len(errors))
+    assert errors.std(axis=0) == pytest.approx([1.0] * 4, rel=0.2)
+    assert np.abs(np.corrcoef(errors.T) - np.eye(4)).max() < 4 / np.sqrt(len(errors))
+    again = tmp_path / "again"
+    generate(again, dataclasses.replace(FAULTY, faults=Faults(annotation_noise_m=0.1, annotation_noise_deg=2.0)))
+    assert tables_of(again, "sample_annotation") == recorded
+
+
+def test_lidar_json_is_what_the_reader_needs(clean: Path, tmp_path: Path) -> None:
+    """Written unless points are those of nuScenes."""
+    from dense_depth.datasets import DatasetConfig, open_dataset
+
+    def timing(root: Path) -> tuple[str, bool]:
+        (scene,) = open_dataset(DatasetConfig("nuscenes", root, TINY.version)).scenes()
+        return scene.sweeps[0].timing.rule, scene.sweeps[0].compensated
+
+    assert timing(clean) == ("order", True) and not (clean / TINY.version / "lidar.json").exists()
+    one = dataclasses.replace(FAULTY, keyframes=1)
+    generate(tmp_path / "flash", dataclasses.replace(one, lidar_flash=True))
+    assert timing(tmp_path / "flash") == ("none", True)
+    generate(tmp_path / "raw", dataclasses.replace(one, lidar_distortion=True))
+    assert timing(tmp_path / "raw") == ("order", False)
+    with pytest.raises(InputError, match="--lidar-distortion and --lidar-flash"):
+        generate(tmp_path / "both", dataclasses.replace(one, lidar_distortion=True, lidar_flash=True))
 
 
 def test_fault_calibration(clean: Path, tmp_path: Path) -> None:
@@ -583,22 +721,76 @@ def test_fault_missing_sweeps(clean: Path, tmp_path: Path) -> None:
     assert [row["next"] for row in rows[:-1]] == [row["token"] for row in rows[1:]]
 
 
-def test_distortion_is_undone_by_the_motion_of_the_vehicle() -> None:
-    """Points lie on static surfaces if each is taken by the pose of its own pulse, and only then."""
-    world, lidar = build_world(1.0, np.random.default_rng(0)), Lidar(32, 542, 0.0, 70.0, distortion=True)
-    points = scan(world, lidar, 0.5, np.random.default_rng(0))[:, :3].astype(np.float64)
-    azimuth_deg = np.degrees(np.arctan2(points[:, 1], points[:, 0])) - 90  # in the ego frame
-    share = ((100.0 - azimuth_deg) % 360) / 360
-    poses = [world.world_SE3_ego(0.5 + ((i + 0.5) / 200 - 0.5) * 0.05) @ lidar.ego_SE3_lidar for i in range(200)]
-    own = np.stack(poses)[np.floor(share * 200).astype(int) % 200]
-    middle = world.world_SE3_ego(0.5) @ lidar.ego_SE3_lidar
-    distances_m = []
-    for pose in (own, middle[None]):
-        in_world = (pose[:, :3, :3] @ points[..., None])[..., 0] + pose[:, :3, 3]
-        distances_m.append(world.still[0].raycaster.compute_distance(in_world.astype(np.float32)).numpy())
-    corrected_m, raw_m = distances_m
-    assert (corrected_m < 0.02).mean() > 0.9  # the rest lie on what moves
-    assert np.quantile(raw_m, 0.9) > 0.04
+def test_compensation_is_the_motion_of_the_vehicle() -> None:
+    """Points on what stands lie on it: with the pose of the end, or uncompensated each with the pose of its pulse."""
+    world = build_world(1.0, np.random.default_rng(0))
+    sweeps = {
+        motion: scan(world, Lidar(32, 542, 0.0, 70.0, motion), 0.5, np.random.default_rng(0))
+        for motion in ("raw", "compensated")
+    }
+    raw, compensated = (sweep.points[:, :3].astype(np.float64) for sweep in sweeps.values())
+    mount = Lidar(32, 542, 0.0, 70.0).ego_SE3_lidar
+    azimuth_deg = np.degrees(np.arctan2(raw[:, 1], raw[:, 0])) - 90  # in the ego frame
+    share = ((100.0 - azimuth_deg + 1e-6) % 360) / 360
+    back = np.linalg.norm(raw, axis=1) > 0
+    np.testing.assert_allclose(sweeps["raw"].delays_s[back], 0.05 * (share - 1)[back], atol=1e-6)
+    poses = [world.world_SE3_ego(0.5 + 0.05 * (i / 542 - 1)) @ mount for i in range(542)]
+    own = np.repeat(np.stack(poses), 32, axis=0)
+    end = world.world_SE3_ego(0.5) @ mount
+    by_pulse = (own[:, :3, :3] @ raw[..., None])[..., 0] + own[:, :3, 3]
+    by_end = compensated @ end[:3, :3].T + end[:3, 3]
+    np.testing.assert_allclose(by_end, by_pulse, atol=2e-4)
+    still = back & ~np.isin(sweeps["raw"].instances, [i for i, a in enumerate(world.actors, start=1) if a.moves])
+    cast = world.still[0].raycaster.compute_distance
+    assert np.quantile(cast(by_pulse[still].astype(np.float32)).numpy(), 0.999) < 0.001
+    skewed = raw @ end[:3, :3].T + end[:3, 3]
+    assert np.quantile(cast(skewed[still].astype(np.float32)).numpy(), 0.9) > 0.03
+
+
+def test_each_pulse_meets_the_world_of_its_own_instant() -> None:
+    """Single firings against open3d, which casts them at all triangles where they are at that time."""
+    world, lidar, at_s = build_world(3.0, np.random.default_rng(3)), Lidar(32, 1084, 0.0, 70.0, "raw"), 1.2
+    sweep = scan(world, lidar, at_s, np.random.default_rng(0))
+    moving = [i for i, actor in enumerate(world.actors, start=1) if actor.moves]
+    on_movers = np.isin(sweep.instances, moving).reshape(1084, 32)
+    firings = np.argsort(-on_movers.sum(axis=1), kind="stable")[:60:3]
+    compared = 0
+    for firing in firings:
+        time_s = at_s + 0.05 * (firing / 1084 - 1)
+        mesh = merge([world.still[0], world.movers(time_s)[0]])
+        instances = np.concatenate([world.still[1], world.movers(time_s)[1]])
+        world_SE3_lidar = world.world_SE3_ego(time_s) @ lidar.ego_SE3_lidar
+        fired = slice(32 * firing, 32 * (firing + 1))
+        points, found = sweep.points[fired, :3].astype(np.float64), sweep.instances[fired]
+        range_m = np.linalg.norm(points, axis=1)
+        back = range_m > 0
+        directions = points[back] / range_m[back, None] @ world_SE3_lidar[:3, :3].T
+        distance_m, triangle = mesh.cast(world_SE3_lidar[:3, 3], directions)
+        same = instances[triangle] == found[back]
+        assert same.mean() > 0.9  # but for rays that meet an edge
+        assert (np.abs(distance_m - range_m[back]) < 0.002)[same].mean() > 0.95
+        compared += (same & np.isin(found[back], moving)).sum()
+    assert compared > 100
+
+
+def test_points_on_a_car_are_where_it_was_hit() -> None:
+    """In its box at the time of each pulse; at the sweep's timestamp a car ahead has left those on its tail behind."""
+    world, lidar = build_world(9.5, np.random.default_rng(0)), Lidar(32, 1084, 0.0, 70.0)
+    actors = {actor.name: (i, actor) for i, actor in enumerate(world.actors, start=1)}
+    for at_s, name in itertools.product((0.5, 1.5), ("oncoming-0", "oncoming-2", "turning")):
+        i, actor = actors[name]
+        sweep, half_m = scan(world, lidar, at_s, np.random.default_rng(0)), actor.body.size_lwh_m / 2
+        mine = sweep.instances == i
+        points, delays_s = sweep.points[mine, :3], sweep.delays_s[mine]
+        end = world.world_SE3_ego(at_s) @ lidar.ego_SE3_lidar
+        points = points @ end[:3, :3].T + end[:3, 3]
+        for point, delay_s in zip(points, delays_s, strict=True):
+            box_SE3_world = invert(actor.world_SE3_box(at_s + delay_s))
+            assert (np.abs(box_SE3_world[:3, :3] @ point + box_SE3_world[:3, 3]) <= half_m).all()
+        if name == "turning":  # 9.6 m/s for 36 ms; its box has a margin of 0.05 m
+            box_SE3_world = invert(actor.world_SE3_box(at_s))
+            rear = points @ box_SE3_world[0, :3] + box_SE3_world[0, 3] + half_m[0]
+            assert rear.min() == pytest.approx(0.05 - 9.6 * 0.0365, abs=0.03) and len(rear) > 40
 
 
 def test_refuses_what_is_not_its_own(tmp_path: Path) -> None:
