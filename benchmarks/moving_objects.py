@@ -24,10 +24,11 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Track, TrackTable, poses_at
 from dense_depth.deskew import twist_of
 from dense_depth.geometry import invert, project, transform
-from dense_depth.instants import passes, timed_tracks, turn_of
+from dense_depth.instants import passes, revolution_of, timed_tracks
 from dense_depth.label import label_camera
 from dense_depth.motion import is_rigid, refined
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
+from dense_depth.sweeps import point_times, read_sweep
 from dense_depth.views import points_of
 
 PICTURED_FRAME = 15
@@ -51,6 +52,11 @@ def main() -> None:
     print(f"picture: {draw(scenes['KITTI'], [track for track in scenes['KITTI'].tracks if track.travel_m > 20])}")
 
 
+def _timed_points(sweep):
+    points = read_sweep(sweep)
+    return points, point_times(sweep, points)
+
+
 def _pandaset() -> DatasetConfig:
     return DatasetConfig("nuscenes", recorded("pandaset_as_nuscenes"), "v1.0-mini")
 
@@ -63,8 +69,9 @@ class Drive:
         self.stamped = [track for track in scene.tracks if track.travel_m > 0.5]
         poses = np.array([sweep.world_SE3_sensor for sweep in scene.sweeps])
         times_s = 1e-6 * np.array([sweep.timestamp_us - scene.sweeps[0].timestamp_us for sweep in scene.sweeps])
-        self.turns = {i: (turn_of(sweep), twist_of(poses, times_s, i)) for i, sweep in enumerate(scene.sweeps)}
-        self.timed = timed_tracks(self.stamped, scene.sweeps, self.turns)
+        twists = {i: twist_of(poses, times_s, i) for i in range(len(poses))}
+        self.turns = {i: revolution_of(sweep, *_timed_points(sweep)) for i, sweep in enumerate(scene.sweeps)}
+        self.timed = timed_tracks(self.stamped, scene.sweeps, twists)
         refined(self.timed, self.points[:5])  # compile
         start_s = time.perf_counter()
         self.refined, self.report = refined(self.timed, self.points)
@@ -99,13 +106,11 @@ class Drive:
     def _distances(self, tracks: Sequence[Track], k: int, carry: str) -> list[np.ndarray]:
         """For each key sweep, of the points of other sweeps, carried to it, to its own."""
         reference, table, found = TrackTable([self.timed[k]]), TrackTable([tracks[k]]), []
-        by_sweep = [
-            self._cut(table, i, None if carry in ("nothing", "stamps") else self.turns[i][0]) for i in self.turns
-        ]
+        by_sweep = [self._cut(table, i, None if carry in ("nothing", "stamps") else self.turns[i]) for i in self.turns]
         for i, sweep in enumerate(self.scene.sweeps):
             if sweep.timestamp_us not in self.stamped[k].times_us[:: 5 if len(self.scene.sweeps) > 100 else 1]:
                 continue
-            key = self._cut(reference, i, self.turns[i][0])
+            key = self._cut(reference, i, self.turns[i])
             others = [j for j in self.turns if j != i and abs(self._gap_us(i, j)) <= WINDOW_US and len(by_sweep[j][0])]
             if len(key[0]) < 20 or not others:
                 continue

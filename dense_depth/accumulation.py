@@ -26,7 +26,7 @@ from dense_depth import InputError
 from dense_depth.datasets.scene import CameraFrame, Crop, Scene, Sweep, Track, TrackTable
 from dense_depth.deskew import Twist, deskew, twist_of
 from dense_depth.geometry import SE3, invert, transform
-from dense_depth.instants import Passes, drawn_on, passes, revolution_of, timed_tracks, turn_of
+from dense_depth.instants import Passes, drawn_on, passes, revolution_of, timed_tracks
 from dense_depth.label import AGE_BITS, Source, age_of
 from dense_depth.motion import MotionReport, RefinementConfig, refined
 from dense_depth.options import check_options
@@ -422,7 +422,7 @@ class SceneCloud:
     def _timed(self, tracks: list[Track], sweeps: Sequence[Sweep]) -> tuple[Sequence[Track], MotionReport]:
         """Tracks by the time at which the beam met their objects, refined if the config says so."""
         indices = np.unique(np.concatenate([np.empty(0, int), *drawn_on(tracks, sweeps)]))
-        timed = timed_tracks(tracks, sweeps, {i: (turn_of(sweeps[i]), self._twist(i)) for i in indices})
+        timed = timed_tracks(tracks, sweeps, {i: self._twist(i) for i in indices})
         if not self._config.refine or not timed:
             return timed, MotionReport()
         _, bad = survey(sweeps, drop_bad=True)  # one that is needed is refused or dropped when it is cut

@@ -5,22 +5,26 @@ its box around those points. So a box belongs to that instant, not to the sweep'
 sweep on the object to the instant at which that sweep met it.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numba
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from numpy.typing import ArrayLike
 
 from dense_depth import InputError
-from dense_depth.datasets.scene import Sweep, Track, TrackTable
+from dense_depth.datasets.scene import Box, Sweep, Track, TrackTable
 from dense_depth.deskew import Twist, moved
 from dense_depth.geometry import SE3, invert, transform
 from dense_depth.sweeps import point_times, read_sweep
 
 N_SAMPLES = 500  # of the points of a sweep, to find which way it turns
 MIN_CONCENTRATION = 0.5  # of the sampled directions around an even turn: 0.95 and more of real sweeps, 0 of random ones
+MIN_IN_BOX = 5  # points in a box that tell when it was drawn
+BLOCK = 128  # points that are looked at together
 SLICE_M = 0.05  # an object that moves further while the beam passes is cut into parts, each at its own time
 
 
@@ -96,15 +100,6 @@ def revolution_of(
     if not abs(mean) > MIN_CONCENTRATION:
         return None
     return Revolution(start_s, end_s - start_s, float(np.angle(mean)), bool(clockwise))
-
-
-def turn_of(sweep: Sweep) -> Revolution | None:
-    """How the beam of a sweep turned; None as for ``revolution_of``, and where the file cannot be read."""
-    try:
-        points = read_sweep(sweep)
-    except InputError:  # whoever needs its points will say so
-        return None
-    return revolution_of(sweep, points, point_times(sweep, points))
 
 
 class Passes(NamedTuple):
@@ -211,36 +206,82 @@ def _parts(
     )
 
 
-def timed_tracks(
-    tracks: Sequence[Track], sweeps: Sequence[Sweep], turns: Mapping[int, tuple[Revolution | None, Twist]]
-) -> list[Track]:
+def timed_tracks(tracks: Sequence[Track], sweeps: Sequence[Sweep], twists: Mapping[int, Twist]) -> list[Track]:
     """Tracks whose boxes have the time, and the place, at which the beam met the object.
 
-    A box was drawn around the points of the sweep nearest to its time. In a sweep that is not compensated these points
-    are in the frame of the sensor at their own time, and so is the box.
+    A box was drawn around the points of the sweep nearest to its time: the median time of the points in it is its own,
+    or, where they are few, the time at which the beam passed its centre. In a sweep that is not compensated these
+    points are in the frame of the sensor at their own time, and so is the box.
 
     Args:
         tracks: As annotated.
         sweeps: Of the scene, ordered by time.
-        turns: How the beam turned and the sensor moved, by index of the sweep; of those by ``drawn_on`` at least.
+        twists: How the sensor moved, by index of the sweep; of those by ``drawn_on`` at least.
     """
-    timed = []
-    for track, indices in zip(tracks, drawn_on(tracks, sweeps)):
-        boxes = []
-        for box, i in zip(track.boxes, indices):
-            revolution, twist = turns[i]
-            sweep = sweeps[i]
-            if revolution is None:
-                boxes.append(box)
+    timed: list[list[Box]] = [[] for _ in tracks]
+    drawn: dict[int, list[tuple[int, Box]]] = defaultdict(list)
+    for k, indices in enumerate(drawn_on(tracks, sweeps)):
+        for box, i in zip(tracks[k].boxes, indices):
+            drawn[i].append((k, box))
+    for i, boxes in drawn.items():
+        sensor_SE3_world = invert(sweeps[i].world_SE3_sensor)
+        sensor_SE3_box = sensor_SE3_world @ np.stack([box.world_SE3_box for _, box in boxes])
+        times_s = _drawn_at(sweeps[i], sensor_SE3_box, np.stack([box.size_lwh_m for _, box in boxes]))
+        for (k, box), time_s, pose in zip(boxes, times_s.tolist(), sensor_SE3_box):
+            if not sweeps[i].compensated:
+                box = replace(box, world_SE3_box=sweeps[i].world_SE3_sensor @ moved(twists[i], time_s) @ pose)
+            timed[k].append(replace(box, timestamp_us=sweeps[i].timestamp_us + round(1e6 * time_s)) if time_s else box)
+    by_time = [tuple(sorted(boxes, key=lambda box: box.timestamp_us)) for boxes in timed]
+    return [replace(track, boxes=boxes) for track, boxes in zip(tracks, by_time)]
+
+
+def _drawn_at(
+    sweep: Sweep, sensor_SE3_box: Float[np.ndarray, "n 4 4"], sizes: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, " n"]:
+    """When the beam met what boxes were drawn around, in seconds from the sweep's timestamp; 0 where nobody knows."""
+    try:
+        points = read_sweep(sweep)
+    except InputError:  # whoever needs its points will say so
+        return np.zeros(len(sizes))
+    times_s = point_times(sweep, points)
+    revolution = revolution_of(sweep, points, times_s)
+    if times_s is None or revolution is None:
+        return np.zeros(len(sizes))
+    by_centre = revolution.time_s(revolution.share(sensor_SE3_box[:, :2, 3]))
+    xyz, box_SE3_sensor = np.ascontiguousarray(points[:, :3].T), invert(sensor_SE3_box)[:, :3].astype(np.float32)
+    centres, halves = sensor_SE3_box[:, :3, 3].astype(np.float32), (sizes / 2).astype(np.float32)
+    by_points = _median_times(xyz, np.ascontiguousarray(times_s), box_SE3_sensor, centres, halves)
+    return np.where(np.isnan(by_points), by_centre, by_points)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _median_times(points, times, box_SE3_sensor, centre, half):  # type: ignore[no-untyped-def]
+    """Median time of the points in each box; NaN where they are fewer than ``MIN_IN_BOX``."""
+    n = points.shape[1]
+    found = np.empty(n, np.float32)
+    out = np.full(len(half), np.nan)
+    xs, ys, zs = points[0], points[1], points[2]
+    for b in range(len(half)):
+        T, m = box_SE3_sensor[b], 0
+        radius_sq = (half[b, 0] ** 2 + half[b, 1] ** 2 + half[b, 2] ** 2) * np.float32(1.0001)
+        for block in range(0, n, BLOCK):
+            end = min(block + BLOCK, n)
+            near = np.int32(0)
+            for i in range(block, end):  # counts all, since that compiles to SIMD
+                x, y, z = xs[i] - centre[b, 0], ys[i] - centre[b, 1], zs[i] - centre[b, 2]
+                near += np.int32(x * x + y * y + z * z <= radius_sq)
+            if near == 0:
                 continue
-            sensor_SE3_box = invert(sweep.world_SE3_sensor) @ box.world_SE3_box
-            time_s = float(revolution.time_s(revolution.share(sensor_SE3_box[None, :2, 3])[0]))
-            pose = box.world_SE3_box
-            if not sweep.compensated:
-                pose = sweep.world_SE3_sensor @ moved(twist, time_s) @ sensor_SE3_box
-            boxes.append(replace(box, timestamp_us=sweep.timestamp_us + round(1e6 * time_s), world_SE3_box=pose))
-        timed.append(replace(track, boxes=tuple(sorted(boxes, key=lambda box: box.timestamp_us))))
-    return timed
+            for i in range(block, end):
+                inside = True
+                for axis in range(3):
+                    p = T[axis, 0] * xs[i] + T[axis, 1] * ys[i] + T[axis, 2] * zs[i] + T[axis, 3]
+                    inside = inside and abs(p) <= half[b, axis]
+                found[m] = times[i]
+                m += 1 if inside else 0
+        if m >= MIN_IN_BOX:
+            out[b] = np.median(found[:m])
+    return out
 
 
 def drawn_on(tracks: Sequence[Track], sweeps: Sequence[Sweep]) -> list[Int[np.ndarray, " boxes"]]:

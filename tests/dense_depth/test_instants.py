@@ -13,7 +13,7 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import UNTIMED, Box, CameraFrame, Scene, Sweep, Timing, Track, poses_at
 from dense_depth.deskew import deskew, moved, twist_of
 from dense_depth.geometry import invert, se3, transform
-from dense_depth.instants import Revolution, _parts, revolution_of, timed_tracks, turn_of
+from dense_depth.instants import Revolution, _parts, revolution_of, timed_tracks
 from dense_depth.label import Source
 from dense_depth.sweeps import point_times, read_sweep
 
@@ -124,8 +124,8 @@ def test_boxes_get_the_time_and_the_place_at_which_the_beam_met_them(spun, name)
     scene, motions, _, _ = spun(*TIMINGS[name])
     times_s = np.array([1e-6 * (sweep.timestamp_us - START_US) for sweep in scene.sweeps])
     poses = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
-    turns = {i: (turn_of(sweep), twist_of(poses, times_s, i)) for i, sweep in enumerate(scene.sweeps)}
-    timed = timed_tracks(scene.tracks, scene.sweeps, turns)
+    twists = {i: twist_of(poses, times_s, i) for i in range(len(poses))}
+    timed = timed_tracks(scene.tracks, scene.sweeps, twists)
     # File order is even in time only where pulses are; a few points are far from that.
     tolerance_m = 0.25 if TIMINGS[name][0].rule == "order" else 0.06
 
@@ -229,11 +229,12 @@ def test_recorded_files_are_in_order_of_time(recorded):
         points = read_sweep(sweep)
         measured = 1e-5 * np.load(root / "point_times" / sweep.path.name.replace(".pcd.bin", ".npy"))
         assert np.abs(point_times(sweep, points) - measured).max() < 2.6e-3
-        revolution = turn_of(sweep)
+        revolution = revolution_of(sweep, points, point_times(sweep, points))
         assert revolution.clockwise and revolution.first_azimuth == pytest.approx(-np.pi / 2, abs=0.05)
     (path,) = (recorded / "nuscenes_keyframe").glob("*LIDAR_TOP*.bin")
     sweep = Sweep("s", path, 5, 0, np.eye(4), (), timing=Timing("order", -0.05, 0.0))
-    revolution, points = turn_of(sweep), read_sweep(sweep)
+    points = read_sweep(sweep)
+    revolution = revolution_of(sweep, points, point_times(sweep, points))
     assert revolution.clockwise
     far = np.linalg.norm(points[:, :2], axis=1) > 3
     wrong = np.abs(np.mod(revolution.share(points[far, :2]) - np.linspace(0, 1, len(points))[far] + 0.5, 1) - 0.5)

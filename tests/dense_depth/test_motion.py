@@ -11,7 +11,7 @@ from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Box, Track, poses_at
 from dense_depth.deskew import Twist
 from dense_depth.geometry import invert, transform
-from dense_depth.instants import timed_tracks, turn_of
+from dense_depth.instants import timed_tracks
 from dense_depth.motion import RefinementConfig, refined
 from dense_depth.pose_graph import _normal_equations, _smoothness
 from dense_depth.views import Course, SweepPoints, points_near, points_of, view_of
@@ -278,7 +278,7 @@ def test_recorded_boxes_that_were_left_out_are_found(recorded):
     scene = next(iter(open_dataset(config).scenes()))
     whole = [track for track in scene.tracks if track.travel_m > 0.5 and len(track.boxes) == 6]
     twist = Twist(np.zeros(3), np.zeros(3))  # not asked for: the sweeps are compensated
-    movers = timed_tracks(whole, scene.sweeps, {i: (turn_of(sweep), twist) for i, sweep in enumerate(scene.sweeps)})
+    movers = timed_tracks(whole, scene.sweeps, dict.fromkeys(range(len(scene.sweeps)), twist))
     known = [Track(track.token, track.category, track.boxes[::2]) for track in movers]
     new, report = refined(known, points_of(scene.sweeps[:23]))
     assert report.refined > 12
