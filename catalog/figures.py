@@ -73,6 +73,10 @@ FIGURES = (
     Figure("pose_turn_deg", "pose turn", "deg", 3, None, ("made",)),
     Figure("poses_rejected", "poses\nrejected", "%", 1, "low", ("made",)),
     Figure("poses_open", "poses\npartly open", "%", 1, "low", ("made",)),
+    # What registration made of the moving objects' tracks, with --refine.
+    Figure("tracks_refined", "tracks\nrefined", "", 0, None, ("made",)),
+    Figure("tracks_unproven", "tracks not\nrefined", "", 0, None, ("made",)),
+    Figure("views_rejected", "views\nrejected", "%", 1, "low", ("made",)),
     Figure("evaluated_rows", "rows", "", 0, None, ("truth",)),  # at the bottom of each label
     Figure("share", "labels", "%", 1, None, ("table",)),
     Figure("labelled", "labelled", "%", 1, "high"),

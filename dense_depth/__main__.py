@@ -63,7 +63,7 @@ def poses(data: Annotated[DatasetConfig, tyro.conf.arg(name="")], out: Path, sce
     from catalog.figures import BY_NAME
     from dense_depth.poses import by_odometry, repaired
 
-    if data.pose_source == "dataset":
+    if data.pose_source in ("auto", "dataset"):
         raise InputError("--poses: says how to find poses, repaired or odometry")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is there already; choose another --out")

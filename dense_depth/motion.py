@@ -67,6 +67,14 @@ class MotionReport:
     beyond: int = 0
     misfit: tuple[float, float] = (0.0, 0.0)
 
+    def figures(self) -> dict[str, float | None]:
+        """By the names of ``catalog/figures.py``."""
+        return {
+            "tracks_refined": float(self.refined),
+            "tracks_unproven": float(self.unseen + self.unproven + self.soft),
+            "views_rejected": self.rejected / self.views if self.views else None,
+        }
+
 
 def refined(
     tracks: Sequence[Track], sweeps: Iterable[SweepPoints], config: RefinementConfig = RefinementConfig()

@@ -17,7 +17,7 @@ from dense_depth.trajectory import placed
 
 def pose_path(scene: Scene, source: PoseSource) -> str:
     """Where a store keeps the poses of a scene: a hash of all that they depend on but what is in the sweeps' files."""
-    digest = hashlib.sha256(f"{source} {ALGORITHM} {scene.dataset} {scene.token}".encode())
+    digest = hashlib.sha256(f"{chosen(scene, source)} {ALGORITHM} {scene.dataset} {scene.token}".encode())
     n_points, _ = survey(scene.sweeps, drop_bad=True)
     for sweep, n in zip(scene.sweeps, n_points):
         digest.update(f"{sweep.token} {sweep.timestamp_us} {sweep.n_features} {sweep.ego_crops} {n}".encode())
@@ -30,6 +30,13 @@ def pose_path(scene: Scene, source: PoseSource) -> str:
     return f"poses/{scene.token}.{digest.hexdigest()[:16]}.json"
 
 
+def chosen(scene: Scene, source: PoseSource) -> PoseSource:
+    """What "auto" means for a scene; other sources mean themselves."""
+    if source != "auto":
+        return source
+    return "repaired" if scene.rough_poses else "dataset"
+
+
 def posed(scene: Scene, source: PoseSource, store: Folder | Bucket) -> tuple[Scene, PoseReport | None]:
     """A scene with poses from a source, and how they came about; None for the dataset's own.
 
@@ -38,6 +45,7 @@ def posed(scene: Scene, source: PoseSource, store: Folder | Bucket) -> tuple[Sce
     Raises:
         InputError: The file in the store is damaged.
     """
+    source = chosen(scene, source)
     if source == "dataset":
         return scene, None
     path = pose_path(scene, source)

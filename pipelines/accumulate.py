@@ -21,7 +21,7 @@ from dense_depth.datasets import DatasetConfig, PoseSource, open_dataset
 from dense_depth.datasets.scene import CameraFrame, Scene
 from dense_depth.label import Label, Source, label_camera
 from dense_depth.options import check_options, option_name
-from dense_depth.pose_store import posed
+from dense_depth.pose_store import chosen, posed
 from dense_depth.poses import ALGORITHM as POSES_ALGORITHM
 from dense_depth.poses import PoseReport
 from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
@@ -82,6 +82,7 @@ class Recipe:
     visibility: VisibilityConfig
     min_sweeps: int
     poses: PoseSource = "dataset"
+    deskew: Literal["auto", "on", "off"] = "auto"
     algorithm: int = ALGORITHM
     poses_algorithm: int = POSES_ALGORITHM
 
@@ -121,7 +122,10 @@ def recipe_of(arguments: Arguments) -> Recipe:
         accumulation = dataclasses.replace(accumulation, **fixed)  # type: ignore[arg-type]
         visibility = dataclasses.replace(visibility, visibility="none")
     poses = arguments.data.pose_source
-    return Recipe(arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps, poses)
+    if arguments.kind == "lidar" and poses == "auto":
+        poses = "dataset"  # as BEVDepth has it
+    given = (arguments.kind, arguments.scale, accumulation, visibility, arguments.min_sweeps)
+    return Recipe(*given, poses, arguments.data.deskew)
 
 
 def plan(arguments: Arguments) -> tuple[Job, list[str]]:
@@ -146,7 +150,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         n_points, dropped = survey(scene.sweeps, recipe.accumulation.bad_sweeps == "drop")
         notes += [f"{scene.name}: dropped: {error}" for error in dropped.values()]
         scene_digest = _scene_digest(scene, recipe, n_points)
-        if recipe.poses != "dataset":
+        if chosen(scene, recipe.poses) != "dataset":
             scene_digest += step.plan(scene).encode()
         for camera in scene.cameras:
             frames = scene.frames_of(camera)
@@ -208,6 +212,7 @@ def make_labels(loaded: Loaded, shards: Sequence[PlannedShard]) -> Iterator[Made
     poses = report.figures() if report else {}
     frames_of = {shard.camera: scene.frames_of(shard.camera) for shard in shards}
     cloud = SceneCloud(scene, [frame for frames in frames_of.values() for frame in frames], recipe.accumulation)
+    tracks = cloud.motion.figures() if recipe.accumulation.refine else {}
     for shard in shards:
         frames = frames_of[shard.camera]
         height, width, _ = label_camera(frames[0], recipe.scale)
@@ -234,9 +239,14 @@ def make_labels(loaded: Loaded, shards: Sequence[PlannedShard]) -> Iterator[Made
             labels=tuple(labels),
             n_sweeps=tuple(stat.n_sweeps for stat in stats),
             attributes=({"dropped_sweeps": sorted(dropped)} if dropped else {})
-            | ({"poses": {"source": recipe.poses, **poses}} if report else {}),
+            | ({"poses": {"source": chosen(scene, recipe.poses), **poses}} if report else {}),
         )
-        quality = _quality(labels, stats, cloud.count_reasons(frames)) | {"dropped_sweeps": float(len(dropped))} | poses
+        quality = (
+            _quality(labels, stats, cloud.count_reasons(frames))
+            | {"dropped_sweeps": float(len(dropped))}
+            | poses
+            | tracks
+        )
         yield Made(shard.shard_id, content, quality)
 
 

@@ -159,9 +159,11 @@ def _made_with(arguments: Arguments, rows: Sequence[Row], recipe: dict[str, Any]
     if len({row["recipe_hash"] for row in rows}) > 1:
         raise InputError(f"version {arguments.ref}: its {arguments.kind} labels have several recipes; use --truth")
     try:
-        poses = recipe["poses"] if recipe["poses"] != "dataset" else arguments.data.poses  # perhaps a file
+        poses = recipe["poses"]
+        if poses == "dataset" and arguments.data.poses_file:
+            poses = arguments.data.poses
         return accumulate.Arguments(
-            replace(arguments.data, poses=poses),
+            replace(arguments.data, poses=poses, deskew=recipe["deskew"]),
             arguments.store,
             arguments.scenes,
             scale=recipe["scale"],

@@ -35,7 +35,7 @@ READERS = {
 }
 
 
-PoseSource = Literal["dataset", "repaired", "odometry"]
+PoseSource = Literal["auto", "dataset", "repaired", "odometry"]
 """As the dataset has them, corrected by registration, or by registration alone; see ``dense_depth.poses``."""
 
 
@@ -49,17 +49,36 @@ class DatasetConfig:
         version: nuScenes: table folder, such as v1.0-mini; v1.0-trainval if not given.
         cameras: Cameras to read; all if none is given.
         poses: Where the poses of the sweeps come from: "dataset"; "repaired", which corrects these by registering the
-            sweeps to each other; "odometry", by registration alone, for recordings without poses; or, kitti-raw, a file
-            of 3x4 world_SE3_cam0rect rows in place of the GPS/IMU poses.
+            sweeps to each other; "auto", which does so where they are rough (``Scene``); "odometry", by registration
+            alone, for recordings without poses; or, kitti-raw, a file of 3x4 world_SE3_cam0rect rows in place of the
+            GPS/IMU poses.
         tracks: kitti-raw: KITTI tracking label file in place of tracklet_labels.xml.
+        deskew: Whether the points of a sweep are freed of the vehicle's motion during it: "auto" as the format needs
+            it, "on" or "off".
     """
 
     dataset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(READERS) + "}")]
     dataroot: Path
     version: str | None = None
     cameras: tuple[str, ...] = ()
-    poses: Annotated[str, tyro.conf.arg(metavar="{dataset,repaired,odometry,FILE}")] = "dataset"
+    poses: Annotated[str, tyro.conf.arg(metavar="{auto,dataset,repaired,odometry,FILE}")] = "auto"
     tracks: Path | None = None
+    deskew: Literal["auto", "on", "off"] = "auto"
+
+    def compensated(self, stated: bool, timed: bool) -> bool:
+        """Whether sweeps are taken to be free of the sensor's motion.
+
+        Args:
+            stated: What the format says.
+            timed: Whether it tells when points were measured.
+
+        Raises:
+            InputError: Deskewing needs times of points, and there are none.
+        """
+        compensated = {"auto": stated, "on": False, "off": True}[self.deskew]
+        if not compensated and not timed:
+            raise InputError("--deskew: nobody knows when the points of these sweeps were measured; use --deskew off")
+        return compensated
 
     @property
     def pose_source(self) -> PoseSource:

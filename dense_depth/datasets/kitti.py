@@ -85,8 +85,9 @@ class KittiRawDataset:
         folders = sorted(path for path in dataroot.glob("*/*_drive_*_sync") if path.is_dir())
         if not folders:
             raise InputError(f"{dataroot}: no drive; expected folders like <date>/<date>_drive_0001_sync in it")
-        has_poses = config.pose_source != "odometry"
-        self._drives = {folder.name: _Drive(folder, tuple(sorted(set(cameras))), has_poses) for folder in folders}
+        has_poses, compensated = config.pose_source != "odometry", config.compensated(False, timed=True)
+        wanted = tuple(sorted(set(cameras)))
+        self._drives = {folder.name: _Drive(folder, wanted, has_poses, compensated) for folder in folders}
         self._poses, self._tracks = config.poses_file, config.tracks
         available = set().union(*(drive.available for drive in self._drives.values()))
         check_cameras(cameras, available, dataroot)
@@ -140,6 +141,7 @@ class _Drive:
     folder: Path
     wanted: tuple[str, ...]
     has_poses: bool  # else the world is what the sensor sees, until odometry finds more
+    compensated: bool  # as in ``Sweep``
 
     @cached_property
     def available(self) -> list[str]:
@@ -197,8 +199,9 @@ class _Drive:
         name, token = self.folder.name, {frame: self._token(frame) for frame in self.sweeps}
         half_s = revolution_s([times_us[i] for i in self.sweeps], REVOLUTION_S) / 2
         timing = Timing("azimuth", -half_s, half_s, first_azimuth=np.pi, clockwise=True)
+        known = "float32", timing, self.compensated
         sweeps = (
-            Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS, timing=timing, compensated=False)
+            Sweep(token[i], path, 4, times_us[i], world_SE3_velo[i], EGO_CROPS, *known)
             for i, path in self.sweeps.items()
         )
         frames = (
@@ -222,6 +225,7 @@ class _Drive:
             *("kitti-raw", name, name, tuple(sweeps), tuple(frames), tuple(tracks or ())),
             notes=tuple(notes),
             keyframes=tuple(keyframes),
+            rough_poses=not poses_file,
         )
 
     def _world_SE3_velo(

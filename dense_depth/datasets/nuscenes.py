@@ -90,7 +90,7 @@ class NuScenesDataset:
             raise InputError("files as --poses and --tracks are for kitti-raw; nuScenes has its own")
         self._has_poses = config.pose_source != "odometry"
         dataroot, version, cameras = config.dataroot, config.version or DEFAULT_VERSION, config.cameras
-        self._dataroot = dataroot
+        self._config, self._dataroot = config, dataroot
         self._folder = dataroot / version
         self._nusc = _load(dataroot, version)
         self._scene_rows = {row["name"]: row for row in sorted(self._nusc.scene, key=lambda row: row["name"])}
@@ -186,7 +186,7 @@ class NuScenesDataset:
         rule, compensated = found["point_times"], found["compensated"]
         if rule not in ("order", "none") or not isinstance(compensated, bool):
             raise InputError(f'{path}: point_times must be "order" or "none", compensated true or false')
-        return rule, compensated
+        return rule, self._config.compensated(compensated, rule != "none")
 
     @cached_property
     def _samples(self) -> dict[str, list[Row]]:
@@ -244,7 +244,8 @@ class NuScenesDataset:
         tracks = self._tracks(name, samples, key_sweeps, notes)
         pose_of = {row["sample_token"]: pose for row, pose in zip(sweep_rows, world_SE3_ego) if row["is_key_frame"]}
         keyframes = tuple(self._keyframe(sample, pose_of[sample["token"]]) for sample in samples)
-        return Scene("nuscenes", token, name, sweeps, tuple(frames), tracks, tuple(notes), keyframes)
+        is_flat = len(sweeps) > 1 and bool(np.ptp(world_SE3_ego[:, 2, 3]) == 0)
+        return Scene("nuscenes", token, name, sweeps, tuple(frames), tracks, tuple(notes), keyframes, is_flat)
 
     def _channel(self, scene_token: str, name: str, channel: str, notes: list[str]) -> list[Row]:
         """All rows of a channel in order of time, between keyframes too."""

@@ -312,6 +312,8 @@ class Scene:
         tracks: Annotated objects, ordered by token.
         notes: What the reader left out or found odd, one line each.
         keyframes: The annotated instants, ordered by time.
+        rough_poses: Whether the poses are of a kind that is known to bend the static world: without heights, or of
+            GPS and IMU alone.
     """
 
     dataset: str
@@ -322,6 +324,7 @@ class Scene:
     tracks: tuple[Track, ...]
     notes: tuple[str, ...] = ()
     keyframes: tuple[Keyframe, ...] = ()
+    rough_poses: bool = False
 
     @property
     def cameras(self) -> tuple[str, ...]:
