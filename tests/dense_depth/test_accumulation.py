@@ -8,6 +8,7 @@ from conftest import CONFIG, cut_points, make_scene, moving_track, yaw_pose
 
 from dense_depth import InputError
 from dense_depth.accumulation import AccumulationConfig, Reason, SceneCloud
+from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Box, Crop
 from dense_depth.geometry import invert, transform
 from dense_depth.label import Source
@@ -231,3 +232,21 @@ def test_config_refuses_nonsense():
         AccumulationConfig(past_s=-1)
     with pytest.raises(InputError, match="--max-range-m"):
         AccumulationConfig(max_range_m=300)
+
+
+def test_refined_tracks_are_asked_for(recorded):
+    """PandaSet: objects are found in single sweeps, and their points go elsewhere; others stay where they were."""
+    config = DatasetConfig("nuscenes", recorded / "pandaset_as_nuscenes", "v1.0-mini", cameras=("CAM_FRONT",))
+    (scene,) = open_dataset(config).scenes()
+    frame = scene.frames[2]
+    near = AccumulationConfig(past_s=0.5, future_s=0.5)
+    plain, refined = (SceneCloud(scene, [frame], replace(near, refine=refine)) for refine in (False, True))
+    assert plain.motion.refined == 0 and refined.motion.refined > 10
+    points = []
+    for cloud in (plain, refined):
+        found, source = cloud.points(cloud.select(np.eye(4), frame.timestamp_us, frame.key_sweep))
+        points.append((found[source == Source.STATIC], found[source == Source.MOVING]))
+    (still_a, moving_a), (still_b, moving_b) = points
+    assert abs(len(still_a) - len(still_b)) < 0.01 * len(still_a)
+    assert np.median(distance_to(still_a, still_b)) == 0
+    assert 0.005 < np.mean(distance_to(moving_b, moving_a)) < 0.3

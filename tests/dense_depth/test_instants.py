@@ -23,8 +23,14 @@ NOWHERE = np.zeros((0, 3))
 
 
 def ego_at(t):
-    """Drives at 12 m/s and turns."""
-    return se3(Rotation.from_euler("zyx", [0.5 * t, 0.02, -0.01]).as_matrix(), np.array([12 * t, 3 * t * t, 1.8]))
+    """Drives at 12 m/s and turns; the pose at a time, or at each of many."""
+    t = np.asarray(t, np.float64)
+    poses = np.zeros((*t.shape, 4, 4))
+    tilt = np.stack(np.broadcast_arrays(0.5 * t, 0.02, -0.01), axis=-1)
+    poses[..., :3, :3] = Rotation.from_euler("zyx", tilt).as_matrix()
+    poses[..., :3, 3] = np.stack(np.broadcast_arrays(12 * t, 3 * t * t, 1.8), axis=-1)
+    poses[..., 3, 3] = 1.0
+    return poses
 
 
 def car_at(t, start, velocity):
@@ -32,26 +38,25 @@ def car_at(t, start, velocity):
     return se3(Rotation.from_euler("z", yaw).as_matrix(), np.array([*(start + velocity * t), 0.8]))
 
 
-def spin(world_of, timing, t_stamp, rng, compensated):
+def spin(start, velocity, timing, t_stamp, rng, compensated):
     """Points of one revolution, each where its world point is when the beam looks at it.
 
     Args:
-        world_of: World points at a time.
+        start: (n, 3) world points at time 0.
+        velocity: (n, 3) of each.
         timing: Of the revolution; only ``start_s``, ``end_s``, ``first_azimuth`` and ``clockwise`` are used.
         t_stamp: Time of the stamp in seconds.
-        rng: For the order of a file that has none.
+        rng: Where the search for the times starts.
         compensated: For the sensor's own motion, to the stamp.
 
     Returns:
         (n, 4): x, y, z and the time after the stamp, in order of time.
     """
-    n = len(world_of(0.0))
-    period = timing.end_s - timing.start_s
-    share = rng.random(n)
+    share = rng.random(len(start))
     for _ in range(30):  # a fixed point: the beam looks there at the time at which the point is there
-        times = timing.start_s + period * share
-        world = np.concatenate([world_of(t_stamp + t)[[i]] for i, t in enumerate(times)])
-        in_sensor = np.concatenate([transform(invert(ego_at(t_stamp + t)), world[[i]]) for i, t in enumerate(times)])
+        times = timing.start_s + (timing.end_s - timing.start_s) * share
+        world = start + velocity * (t_stamp + times)[:, None]
+        in_sensor = transform(invert(ego_at(t_stamp + times)), world[:, None])[:, 0]
         turned = np.arctan2(in_sensor[:, 1], in_sensor[:, 0]) - timing.first_azimuth
         before, share = share, np.remainder((-turned if timing.clockwise else turned) / (2 * np.pi), 1)
     points = transform(invert(ego_at(t_stamp)), world) if compensated else in_sensor
@@ -81,14 +86,14 @@ def spun(tmp_path):
         still = rng.uniform([-40, -40, 2.5], [60, 40, 8], (200, 3))  # above the cars
         motions = [(np.array(start), np.array(velocity)) for start, velocity in CARS]
 
-        def world_of(t):
-            return np.concatenate([still, *(transform(car_at(t, *m), p) for m, p in zip(motions, in_box))])
-
+        start = np.concatenate([still, *(transform(car_at(0.0, *m), p) for m, p in zip(motions, in_box))])
+        speeds = [np.zeros_like(still), *(np.tile([*m[1], 0.0], (len(p), 1)) for m, p in zip(motions, in_box))]
+        velocity = np.concatenate(speeds)
         sweeps, boxes = [], [[] for _ in CARS]
         for i in range(N_SWEEPS):
             t = i * PERIOD_US * 1e-6
             path = tmp_path / f"{i}.bin"
-            points = spin(world_of, timing, t, rng, compensated)
+            points = spin(start, velocity, timing, t, rng, compensated)
             if timing.rule == "azimuth":
                 points = points[rng.permutation(len(points))]
             points.tofile(path)
@@ -97,7 +102,7 @@ def spun(tmp_path):
             sweeps.append(sweep)
             for car, m in enumerate(motions if i % 2 == 0 else []):  # annotated in every second sweep
                 # The annotator draws the box where the points on the object's centre would be.
-                centre = spin(lambda t, m=m: car_at(t, *m)[None, :3, 3], timing, t, rng, compensated)[0]
+                centre = spin(car_at(0.0, *m)[None, :3, 3], np.array([[*m[1], 0.0]]), timing, t, rng, compensated)[0]
                 hit = car_at(t + centre[3], *m)
                 at_stamp = ego_at(t) if compensated else ego_at(t) @ invert(ego_at(t + centre[3]))
                 pose = hit if compensated else at_stamp @ hit
@@ -105,7 +110,7 @@ def spun(tmp_path):
         tracks = tuple(Track(f"car{i}", "car", tuple(part)) for i, part in enumerate(boxes))
         camera_us = START_US + 4 * PERIOD_US + 13_000
         frame = CameraFrame("k", "CAM", tmp_path / "k.jpg", camera_us, 100, 50, np.eye(3), np.eye(4), "s4")
-        truth = world_of((camera_us - START_US) * 1e-6)
+        truth = start + velocity * (camera_us - START_US) * 1e-6
         return Scene("test", "scene", "scene", tuple(sweeps), (frame,), tracks), motions, truth, len(still)
 
     return build

@@ -52,6 +52,14 @@ def test_the_datasets_own_poses_need_no_store(scene, store, found):
     assert posed(scene, "dataset", store) == (scene, None) and not found
 
 
+def test_auto_repairs_rough_poses_alone(scene, store, found):
+    assert posed(scene, "auto", store) == (scene, None)
+    rough = replace(scene, rough_poses=True)
+    assert pose_path(rough, "auto") == pose_path(rough, "repaired") != pose_path(scene, "auto")
+    _, report = posed(rough, "auto", store)
+    assert report is not None
+
+
 def test_what_poses_depend_on_names_their_file(scene, tmp_path):
     def other(**changes):
         return replace(scene, sweeps=(replace(scene.sweeps[0], **changes), *scene.sweeps[1:]))

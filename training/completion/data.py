@@ -72,7 +72,7 @@ class Data:
                 values["dataset"],
                 Path(values["dataroot"]),
                 values.get("version"),
-                poses=values.get("poses", "dataset"),
+                poses=values.get("poses", "auto"),
             ),
             values["store"],
             values.get("ref", "latest"),

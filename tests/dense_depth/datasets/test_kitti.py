@@ -538,3 +538,14 @@ def test_ranges():
     assert kitti._ranges([3]) == "3"
     assert kitti._ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     assert kitti._ranges([]) == ""
+
+
+def test_the_poses_of_gps_are_rough_and_sweeps_are_deskewed_unless_told_otherwise(recorded):
+    root, poses = recorded / "kitti_raw", recorded / "kitti_tracking" / "orbslam3_poses" / "0000.txt"
+
+    def read(**options):
+        return next(iter(open_dataset(DatasetConfig("kitti-raw", root, **options)).scenes()))
+
+    assert read().rough_poses and not read(poses=str(poses)).rough_poses
+    found = {deskew: read(deskew=deskew).sweeps[3].compensated for deskew in ("auto", "on", "off")}
+    assert found == {"auto": False, "on": False, "off": True}

@@ -395,6 +395,30 @@ def test_lidar_json_says_how_points_are_timed(tmp_path):
             read(tmp_path)
 
 
+def test_deskewing_needs_times(tmp_path):
+    save(tmp_path, write_tables())
+    for deskew, compensated in (("auto", True), ("on", False), ("off", True)):
+        sweeps = read_with(tmp_path, deskew=deskew)[0].sweeps
+        assert {sweep.compensated for sweep in sweeps} == {compensated}
+    (tmp_path / VERSION / "lidar.json").write_text('{"point_times": "none", "compensated": false}')
+    assert read_with(tmp_path, deskew="off")
+    for deskew in ("auto", "on"):
+        with pytest.raises(InputError, match="--deskew: nobody knows when"):
+            read_with(tmp_path, deskew=deskew)
+
+
+def test_poses_without_height_are_rough(tmp_path):
+    tables = write_tables()
+    assert all(scene.rough_poses for scene in read(save(tmp_path, tables)))
+    for i, row in enumerate(tables["ego_pose"]):
+        row["translation"][2] = 0.01 * i
+    assert not any(scene.rough_poses for scene in read(save(tmp_path, tables)))
+
+
+def read_with(root, **options):
+    return list(open_dataset(DatasetConfig("nuscenes", root, VERSION, **options)).scenes())
+
+
 def test_cameras(tiny_root):
     assert read(tiny_root, cameras=["CAM_BACK"])[0].cameras == ("CAM_BACK",)
     with pytest.raises(InputError, match=r"camera CAM_LEFT: .* there are CAM_BACK, CAM_FRONT$"):
