@@ -34,7 +34,7 @@ from dense_depth.label import Label, label_camera, quantise
 from dense_depth.projection import VisibilityConfig, gather, hide, new_keys, points_of, render_label, splat
 from dense_depth.shards import ShardContent, write_shard
 from dense_depth.synthetic import SynthConfig, generate
-from pipelines.accumulate import Arguments, plan
+from pipelines.accumulate import Arguments, Loaded, plan
 
 KEYFRAMES = 40  # as in a scene of nuScenes
 ROUNDS = 5
@@ -80,7 +80,7 @@ def compare(root: Path, folder: Path) -> None:
     arguments = Arguments(DatasetConfig("nuscenes", root, "v1.0-synth"), str(folder / "store"))
     job, _ = plan(arguments)
     name = job.shards[0].scene
-    scene, recipe = job.load(name)
+    scene, recipe, _ = job.load(name)
     shards = [shard for shard in job.shards if shard.scene == name]
     # The window of the labels, and the past that the devkit needs for as many sweeps, lie within the scene.
     scene = dataclasses.replace(scene, frames=tuple(f for c in scene.cameras for f in scene.frames_of(c)[4:-2]))
@@ -92,7 +92,7 @@ def compare(root: Path, folder: Path) -> None:
         job = dataclasses.replace(job, store=str(folder / f"store{number}"))
         Catalog.create(job.store)
         with clock("job"):
-            outcome = job.work((scene, recipe), shards)
+            outcome = job.work(Loaded(scene, recipe), shards)
         assert outcome.error is None, outcome.error
         labels, n_bytes = chain(scene, arguments, folder / f"stages{number}", clock)
         devkit_chain(nusc, tokens[-2:], folder / f"devkit{number}", clock)

@@ -182,7 +182,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
 
 def _load(step: PoseStep, name: str, recipe: Recipe) -> Loaded:
     scene = step.load(name)
-    if recipe.poses == "dataset":
+    if chosen(scene, recipe.poses) == "dataset":
         return Loaded(scene, recipe)
     scene, report = posed(scene, recipe.poses, open_store(step.store))
     return Loaded(scene, recipe, report)
