@@ -22,13 +22,12 @@ from scipy.spatial import cKDTree
 from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Track, TrackTable, poses_at
-from dense_depth.deskew import twist_of
 from dense_depth.geometry import invert, project, transform
 from dense_depth.instants import passes, revolution_of, timed_tracks
 from dense_depth.label import label_camera
 from dense_depth.motion import is_rigid, refined
 from dense_depth.projection import VisibilityConfig, new_keys, render_label
-from dense_depth.sweeps import point_times, read_sweep
+from dense_depth.sweeps import read_timed
 from dense_depth.views import points_of
 
 PICTURED_FRAME = 15
@@ -52,11 +51,6 @@ def main() -> None:
     print(f"picture: {draw(scenes['KITTI'], [track for track in scenes['KITTI'].tracks if track.travel_m > 20])}")
 
 
-def _timed_points(sweep):
-    points = read_sweep(sweep)
-    return points, point_times(sweep, points)
-
-
 def _pandaset() -> DatasetConfig:
     return DatasetConfig("nuscenes", recorded("pandaset_as_nuscenes"), "v1.0-mini")
 
@@ -67,11 +61,8 @@ class Drive:
     def __init__(self, scene) -> None:
         self.scene, self.points = scene, list(points_of(scene.sweeps))
         self.stamped = [track for track in scene.tracks if track.travel_m > 0.5]
-        poses = np.array([sweep.world_SE3_sensor for sweep in scene.sweeps])
-        times_s = 1e-6 * np.array([sweep.timestamp_us - scene.sweeps[0].timestamp_us for sweep in scene.sweeps])
-        twists = {i: twist_of(poses, times_s, i) for i in range(len(poses))}
-        self.turns = {i: revolution_of(sweep, *_timed_points(sweep)) for i, sweep in enumerate(scene.sweeps)}
-        self.timed = timed_tracks(self.stamped, scene.sweeps, twists)
+        self.turns = {i: revolution_of(sweep, *read_timed(sweep)) for i, sweep in enumerate(scene.sweeps)}
+        self.timed = timed_tracks(self.stamped, scene.sweeps)
         refined(self.timed, self.points[:5])  # compile
         start_s = time.perf_counter()
         self.refined, self.report = refined(self.timed, self.points)

@@ -23,7 +23,6 @@ from dense_depth.accumulation import AccumulationConfig, SceneCloud
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Scene
 from dense_depth.datasets.truth import read_truth
-from dense_depth.deskew import deskew, twist_of
 from dense_depth.geometry import invert, transform
 from dense_depth.label import label_camera
 from dense_depth.poses import PoseReport, by_odometry, repaired
@@ -31,7 +30,7 @@ from dense_depth.projection import VisibilityConfig, new_keys, render_label
 from dense_depth.quality.errors import DepthErrors, LabelErrors
 from dense_depth.quality.held_out import hold_out_key_sweep
 from dense_depth.quality.truth import FrameTruth, compare
-from dense_depth.sweeps import point_times, read_sweep
+from dense_depth.sweeps import compensated, read_timed, twist_at
 from dense_depth.synthetic import Faults, SynthConfig, generate
 
 VERSION = "v1.0-synth"
@@ -136,16 +135,13 @@ def on_recorded(name: str, config: DatasetConfig) -> None:
 
 def structure_m(scene: Scene, first: int, last: int) -> float:
     """Median distance of what stands in one sweep from that in another; x, y, z of points in the world."""
-    poses = np.stack([sweep.world_SE3_sensor for sweep in scene.sweeps])
-    times_s = 1e-6 * np.array([sweep.timestamp_us - scene.sweeps[0].timestamp_us for sweep in scene.sweeps])
     found = []
     for i in (first, last):
-        sweep, points = scene.sweeps[i], read_sweep(scene.sweeps[i])
-        point_times_s = None if sweep.compensated else point_times(sweep, points)
-        xyz = points[:, :3] if point_times_s is None else deskew(points, point_times_s, twist_of(poses, times_s, i))
+        sweep = scene.sweeps[i]
+        xyz = compensated(sweep, *read_timed(sweep), twist_at(scene.sweeps, i))[:, :3]
         range_m = np.linalg.norm(xyz, axis=1)
         stands = (range_m > 5) & (range_m < 30) & (xyz[:, 2] > -1.2)
-        found.append(transform(poses[i], xyz[stands].astype(np.float64)))
+        found.append(transform(sweep.world_SE3_sensor, xyz[stands].astype(np.float64)))
     return float(np.median(cKDTree(found[0]).query(found[1])[0]))
 
 

@@ -24,17 +24,15 @@ from numpy.typing import ArrayLike
 
 from dense_depth import InputError
 from dense_depth.datasets.scene import CameraFrame, Crop, Scene, Sweep, Track, TrackTable
-from dense_depth.deskew import Twist, deskew, twist_of
 from dense_depth.geometry import SE3, invert, transform
-from dense_depth.instants import Passes, drawn_on, passes, revolution_of, timed_tracks
+from dense_depth.instants import BLOCK, Passes, comes_near, passes, revolution_of, timed_tracks
 from dense_depth.label import AGE_BITS, Source, age_of
 from dense_depth.motion import MotionReport, RefinementConfig, refined
 from dense_depth.options import check_options
-from dense_depth.sweeps import point_times, read_sweep, survey
+from dense_depth.sweeps import compensated, read_timed, survey, twist_at
 from dense_depth.views import points_of
 
 N_SECTORS = 64  # static points are grouped by azimuth, so that a camera skips the sectors it does not see
-BLOCK = 128  # points that are looked at together: neighbours in the file are neighbours in space
 LOST_MPS = 1.0  # how fast an object may leave the box that is continued from its last two
 FAR_AWAY_M = 1e3  # a coordinate beyond this is a broken record, not a measurement
 
@@ -246,7 +244,7 @@ def _cut(points, times, crops, min_range, max_range, box_SE3_sensor, centre, low
         radius_sq = (upper[b, 0] ** 2 + upper[b, 1] ** 2 + upper[b, 2] ** 2) * np.float32(1.0001)
         for block in range(0, n, BLOCK):
             end = min(block + BLOCK, n)
-            if not _comes_near(xs[block:end], ys[block:end], zs[block:end], centre[b], radius_sq):
+            if not comes_near(xs[block:end], ys[block:end], zs[block:end], centre[b], radius_sq):
                 continue
             for i in range(block, end):
                 if segment[i] > last_sector or times[i] < span[b, 0] or times[i] >= span[b, 1]:
@@ -303,16 +301,6 @@ def _cut(points, times, crops, min_range, max_range, box_SE3_sensor, centre, low
             for axis in range(3):
                 out[axis, at] = T[axis, 0] * x + T[axis, 1] * y + T[axis, 2] * z + T[axis, 3]
     return reason, reason_counts, start[:-1], bounds
-
-
-@numba.njit(cache=True, nogil=True)
-def _comes_near(xs, ys, zs, centre, radius_sq):  # type: ignore[no-untyped-def]
-    """Whether some point lies within a sphere; counts them all, since that compiles to SIMD."""
-    n = np.int32(0)
-    for i in range(len(xs)):
-        x, y, z = xs[i] - centre[0], ys[i] - centre[1], zs[i] - centre[2]
-        n += np.int32(x * x + y * y + z * z <= radius_sq)
-    return n > 0
 
 
 class Occluders(NamedTuple):
@@ -395,7 +383,7 @@ class SceneCloud:
         cuts, objects = [], []
         n_kept = 0
         for i in needed:
-            made = None if scene.sweeps[i].token in self.dropped else self._cut(i, scene.sweeps[i], n_kept)
+            made = None if scene.sweeps[i].token in self.dropped else self._cut(scene.sweeps, i, n_kept)
             if made is None:
                 continue
             cut, found = made
@@ -421,25 +409,20 @@ class SceneCloud:
 
     def _timed(self, tracks: list[Track], sweeps: Sequence[Sweep]) -> tuple[Sequence[Track], MotionReport]:
         """Tracks by the time at which the beam met their objects, refined if the config says so."""
-        indices = np.unique(np.concatenate([np.empty(0, int), *drawn_on(tracks, sweeps)]))
-        timed = timed_tracks(tracks, sweeps, {i: self._twist(i) for i in indices})
+        timed = timed_tracks(tracks, sweeps)
         if not self._config.refine or not timed:
             return timed, MotionReport()
         _, bad = survey(sweeps, drop_bad=True)  # one that is needed is refused or dropped when it is cut
         good = [sweep for sweep in sweeps if sweep.token not in bad]
         return refined(timed, points_of(good), RefinementConfig(self._config.moving_above_m))
 
-    def _twist(self, i: int) -> Twist:
-        return twist_of(self._world_SE3_sensor, 1e-6 * (self._times_us - self._times_us[0]), i)
-
-    def _cut(self, i: int, sweep: Sweep, n_kept: int) -> tuple[Cut, Passes] | None:
-        """Reads and cuts a sweep into the columns from n_kept on; None if it is dropped."""
-        points = read_sweep(sweep)
-        times_s = point_times(sweep, points)
+    def _cut(self, sweeps: Sequence[Sweep], i: int, n_kept: int) -> tuple[Cut, Passes] | None:
+        """Reads and cuts sweep ``i`` into the columns from n_kept on; None if it is dropped."""
+        sweep = sweeps[i]
+        points, times_s = read_timed(sweep)
         revolution = revolution_of(sweep, points, times_s)
         objects = passes(self._table, sweep, revolution, self._config.lost_s)
-        if times_s is not None and not sweep.compensated:
-            points = deskew(points, times_s, self._twist(i))
+        points = compensated(sweep, points, times_s, twist_at(sweeps, i))
         cut = cut_sweep(points, times_s, sweep, objects, self._config, self.xyz[:, n_kept:])
         n_bad = cut.reason_counts[Reason.NONFINITE]
         if n_bad > self._config.max_bad_points * len(points):

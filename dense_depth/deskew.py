@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from jaxtyping import Float, Float32
 
-from dense_depth.geometry import SE3, invert
+from dense_depth.geometry import SE3, exp, invert, log
 
 
 class Twist(NamedTuple):
@@ -28,27 +28,13 @@ def twist_of(world_SE3_sensor: Float[np.ndarray, "n 4 4"], times_s: Float[np.nda
     if gap_s <= 0:
         return Twist(np.zeros(3), np.zeros(3))
     sensor_SE3_before, sensor_SE3_after = invert(world_SE3_sensor[i]) @ world_SE3_sensor[[before, after]]
-    turned = rotation_vector(sensor_SE3_after[:3, :3] @ sensor_SE3_before[:3, :3].T)
+    turned = log(sensor_SE3_after @ invert(sensor_SE3_before))[:3]
     return Twist((sensor_SE3_after[:3, 3] - sensor_SE3_before[:3, 3]) / gap_s, turned / gap_s)
-
-
-def rotation_vector(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
-    """Axis times angle of a rotation by less than a half turn."""
-    axis_sine = np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
-    sine, cosine = np.linalg.norm(axis_sine) / 2, (np.trace(rotation) - 1) / 2
-    return axis_sine / 2 * (np.arctan2(sine, cosine) / sine if sine > 1e-12 else 1.0)
 
 
 def moved(twist: Twist, time_s: float) -> SE3:
     """Where the sensor is a time after the instant: stamp_SE3_sensor."""
-    from scipy.spatial.transform import Rotation
-
-    pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_rotvec(twist.angular_rps * time_s).as_matrix()
-    pose[:3, 3] = twist.linear_mps * time_s
-    return pose
+    return exp(time_s * np.concatenate([twist.angular_rps, twist.linear_mps]))
 
 
 def deskew(

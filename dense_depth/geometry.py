@@ -108,6 +108,20 @@ def interpolate(dst_SE3_a: SE3, dst_SE3_b: SE3, alpha: float) -> SE3:
     return se3(rotation_from_quaternion(wxyz), translation)
 
 
+def exp(shift: Float[np.ndarray, "6"]) -> SE3:
+    """The transform of a rotation vector and a translation."""
+    from scipy.spatial.transform import Rotation
+
+    return se3(Rotation.from_rotvec(shift[:3]).as_matrix(), shift[3:])
+
+
+def log(dst_SE3_src: SE3) -> Float[np.ndarray, "6"]:
+    """The rotation vector and the translation of a transform."""
+    from scipy.spatial.transform import Rotation
+
+    return np.concatenate([Rotation.from_matrix(dst_SE3_src[:3, :3]).as_rotvec(), dst_SE3_src[:3, 3]])
+
+
 def project(
     K: Float[np.ndarray, "3 3"], points_cam: Float[np.ndarray, "n 3"]
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:

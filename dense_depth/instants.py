@@ -6,7 +6,7 @@ sweep on the object to the instant at which that sweep met it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike
 
 from dense_depth import InputError
 from dense_depth.datasets.scene import Box, Sweep, Track, TrackTable
-from dense_depth.deskew import Twist, moved
+from dense_depth.deskew import moved
 from dense_depth.geometry import SE3, invert, transform
-from dense_depth.sweeps import point_times, read_sweep
+from dense_depth.sweeps import read_timed, twist_at
 
 N_SAMPLES = 500  # of the points of a sweep, to find which way it turns
 MIN_CONCENTRATION = 0.5  # of the sampled directions around an even turn: 0.95 and more of real sweeps, 0 of random ones
 MIN_IN_BOX = 5  # points in a box that tell when it was drawn
-BLOCK = 128  # points that are looked at together
+BLOCK = 128  # points that are looked at together: neighbours in the file are neighbours in space
 SLICE_M = 0.05  # an object that moves further while the beam passes is cut into parts, each at its own time
 
 
@@ -206,7 +206,7 @@ def _parts(
     )
 
 
-def timed_tracks(tracks: Sequence[Track], sweeps: Sequence[Sweep], twists: Mapping[int, Twist]) -> list[Track]:
+def timed_tracks(tracks: Sequence[Track], sweeps: Sequence[Sweep]) -> list[Track]:
     """Tracks whose boxes have the time, and the place, at which the beam met the object.
 
     A box was drawn around the points of the sweep nearest to its time: the median time of the points in it is its own,
@@ -216,20 +216,19 @@ def timed_tracks(tracks: Sequence[Track], sweeps: Sequence[Sweep], twists: Mappi
     Args:
         tracks: As annotated.
         sweeps: Of the scene, ordered by time.
-        twists: How the sensor moved, by index of the sweep; of those by ``drawn_on`` at least.
     """
     timed: list[list[Box]] = [[] for _ in tracks]
     drawn: dict[int, list[tuple[int, Box]]] = defaultdict(list)
-    for k, indices in enumerate(drawn_on(tracks, sweeps)):
+    for k, indices in enumerate(_drawn_on(tracks, sweeps)):
         for box, i in zip(tracks[k].boxes, indices):
             drawn[i].append((k, box))
     for i, boxes in drawn.items():
-        sensor_SE3_world = invert(sweeps[i].world_SE3_sensor)
-        sensor_SE3_box = sensor_SE3_world @ np.stack([box.world_SE3_box for _, box in boxes])
+        twist = twist_at(sweeps, i)
+        sensor_SE3_box = invert(sweeps[i].world_SE3_sensor) @ np.stack([box.world_SE3_box for _, box in boxes])
         times_s = _drawn_at(sweeps[i], sensor_SE3_box, np.stack([box.size_lwh_m for _, box in boxes]))
         for (k, box), time_s, pose in zip(boxes, times_s.tolist(), sensor_SE3_box):
             if not sweeps[i].compensated:
-                box = replace(box, world_SE3_box=sweeps[i].world_SE3_sensor @ moved(twists[i], time_s) @ pose)
+                box = replace(box, world_SE3_box=sweeps[i].world_SE3_sensor @ moved(twist, time_s) @ pose)
             timed[k].append(replace(box, timestamp_us=sweeps[i].timestamp_us + round(1e6 * time_s)) if time_s else box)
     by_time = [tuple(sorted(boxes, key=lambda box: box.timestamp_us)) for boxes in timed]
     return [replace(track, boxes=boxes) for track, boxes in zip(tracks, by_time)]
@@ -240,10 +239,9 @@ def _drawn_at(
 ) -> Float[np.ndarray, " n"]:
     """When the beam met what boxes were drawn around, in seconds from the sweep's timestamp; 0 where nobody knows."""
     try:
-        points = read_sweep(sweep)
+        points, times_s = read_timed(sweep)
     except InputError:  # whoever needs its points will say so
         return np.zeros(len(sizes))
-    times_s = point_times(sweep, points)
     revolution = revolution_of(sweep, points, times_s)
     if times_s is None or revolution is None:
         return np.zeros(len(sizes))
@@ -266,11 +264,7 @@ def _median_times(points, times, box_SE3_sensor, centre, half):  # type: ignore[
         radius_sq = (half[b, 0] ** 2 + half[b, 1] ** 2 + half[b, 2] ** 2) * np.float32(1.0001)
         for block in range(0, n, BLOCK):
             end = min(block + BLOCK, n)
-            near = np.int32(0)
-            for i in range(block, end):  # counts all, since that compiles to SIMD
-                x, y, z = xs[i] - centre[b, 0], ys[i] - centre[b, 1], zs[i] - centre[b, 2]
-                near += np.int32(x * x + y * y + z * z <= radius_sq)
-            if near == 0:
+            if not comes_near(xs[block:end], ys[block:end], zs[block:end], centre[b], radius_sq):
                 continue
             for i in range(block, end):
                 inside = True
@@ -284,7 +278,17 @@ def _median_times(points, times, box_SE3_sensor, centre, half):  # type: ignore[
     return out
 
 
-def drawn_on(tracks: Sequence[Track], sweeps: Sequence[Sweep]) -> list[Int[np.ndarray, " boxes"]]:
+@numba.njit(cache=True, nogil=True)
+def comes_near(xs, ys, zs, centre, radius_sq):  # type: ignore[no-untyped-def]
+    """Whether some point lies within a sphere; counts them all, since that compiles to SIMD."""
+    n = np.int32(0)
+    for i in range(len(xs)):
+        x, y, z = xs[i] - centre[0], ys[i] - centre[1], zs[i] - centre[2]
+        n += np.int32(x * x + y * y + z * z <= radius_sq)
+    return n > 0
+
+
+def _drawn_on(tracks: Sequence[Track], sweeps: Sequence[Sweep]) -> list[Int[np.ndarray, " boxes"]]:
     """Index of the sweep whose points each box of each track was drawn around: the nearest in time."""
     times_us = np.array([sweep.timestamp_us for sweep in sweeps], np.int64)
     middles_us = (times_us[1:] + times_us[:-1]) // 2

@@ -11,22 +11,16 @@ from dense_depth.datasets import PoseSource
 from dense_depth.datasets.scene import Scene
 from dense_depth.poses import ALGORITHM, PoseReport, Step, by_odometry, repaired
 from dense_depth.store import Bucket, Folder
-from dense_depth.sweeps import survey
+from dense_depth.sweeps import scene_sha256, survey
 from dense_depth.trajectory import placed
 
 
 def pose_path(scene: Scene, source: PoseSource) -> str:
     """Where a store keeps the poses of a scene: a hash of all that they depend on but what is in the sweeps' files."""
-    digest = hashlib.sha256(f"{chosen(scene, source)} {ALGORITHM} {scene.dataset} {scene.token}".encode())
     n_points, _ = survey(scene.sweeps, drop_bad=True)
-    for sweep, n in zip(scene.sweeps, n_points):
-        digest.update(f"{sweep.token} {sweep.timestamp_us} {sweep.n_features} {sweep.ego_crops} {n}".encode())
-        digest.update(f"{sweep.format} {sweep.timing} {sweep.compensated}".encode() + sweep.world_SE3_sensor.tobytes())
+    digest = hashlib.sha256(f"{chosen(scene, source)} {ALGORITHM}".encode() + scene_sha256(scene, n_points))
     for keyframe in scene.keyframes:
         digest.update(f"{keyframe.timestamp_us}".encode() + keyframe.world_SE3_ego.tobytes())
-    for track in scene.tracks:
-        for box in track.boxes:
-            digest.update(f"{box.timestamp_us}".encode() + box.world_SE3_box.tobytes() + box.size_lwh_m.tobytes())
     return f"poses/{scene.token}.{digest.hexdigest()[:16]}.json"
 
 

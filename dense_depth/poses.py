@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float
 
 from dense_depth import InputError
 from dense_depth.datasets.scene import Scene, Sweep, Track, poses_at
-from dense_depth.deskew import Twist, deskew, moved, twist_of
-from dense_depth.geometry import SE3, invert, se3, transform
-from dense_depth.registration import Fit, Scan, exp, log, make_scan, merge, misfit_m, register, single, thin_out
-from dense_depth.sweeps import point_times, read_sweep
+from dense_depth.deskew import Twist, moved, twist_of
+from dense_depth.geometry import SE3, exp, invert, log, se3, transform
+from dense_depth.registration import Fit, Scan, make_scan, merge, misfit_m, register, single, thin_out
+from dense_depth.sweeps import compensated, read_timed
 from dense_depth.trajectory import placed
 
 ALGORITHM = 1  # raised when the poses of the same input change
@@ -246,12 +246,10 @@ def _scan(
 ) -> tuple[Scan | None, Verdict]:
     """The static points of a sweep, free of the sensor's motion; None, and why, if they are too few."""
     try:
-        points = read_sweep(sweep)
+        points, times_s = read_timed(sweep)
     except InputError:  # whoever makes labels from it says so
         return None, "unreadable"
-    xyz = points[:, :3]
-    if not sweep.compensated and (times_s := point_times(sweep, points)) is not None:
-        xyz = deskew(points, times_s, velocity)
+    xyz = compensated(sweep, points, times_s, velocity)[:, :3]
     range_sq = xyz[:, 0] ** 2 + xyz[:, 1] ** 2 + xyz[:, 2] ** 2
     kept = (range_sq > MIN_RANGE_M**2) & (range_sq < MAX_RANGE_M**2)  # not NaN, either
     for crop in sweep.ego_crops:

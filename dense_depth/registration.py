@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dense_depth.geometry import SE3, invert, se3, transform
+from dense_depth.geometry import SE3, invert, log, transform
 
 # Edges of the voxels whose points become one: of a scan the first one that leaves enough points, and of a target.
 # Chosen on the generated city and drive 0005.
@@ -158,17 +158,3 @@ def misfit_m(target: Target, points: Float[np.ndarray, "n 3"], world_SE3_sensor:
     nearest = nearest[near].astype(np.int64)
     apart = ((moved[near] - target.points[nearest]) * target.normals[nearest]).sum(1)
     return float(np.median(np.abs(apart)))
-
-
-def exp(shift: Float[np.ndarray, "6"]) -> SE3:
-    """The transform of a rotation vector and a translation."""
-    from scipy.spatial.transform import Rotation
-
-    return se3(Rotation.from_rotvec(shift[:3]).as_matrix(), shift[3:])
-
-
-def log(transform: SE3) -> Float[np.ndarray, "6"]:
-    """The rotation vector and the translation of a transform."""
-    from scipy.spatial.transform import Rotation
-
-    return np.concatenate([Rotation.from_matrix(transform[:3, :3]).as_rotvec(), transform[:3, 3]])

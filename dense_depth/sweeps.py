@@ -3,6 +3,7 @@
 A new format is a function that counts, a function that reads, and one line in ``FORMATS``.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from dense_depth import InputError
-from dense_depth.datasets.scene import Sweep
+from dense_depth.datasets.scene import Scene, Sweep
+from dense_depth.deskew import Twist, deskew, twist_of
 
 
 class Format(NamedTuple):
@@ -53,6 +55,51 @@ def point_times(sweep: Sweep, points: Float32[np.ndarray, "n features"]) -> Floa
         turned = -turned if timing.clockwise else turned
         share = np.remainder(turned / np.float32(2 * np.pi), np.float32(1))
     return np.float32(timing.start_s) + np.float32(timing.end_s - timing.start_s) * share
+
+
+def read_timed(sweep: Sweep) -> tuple[Float32[np.ndarray, "n features"], Float32[np.ndarray, " n"] | None]:
+    """The points of a sweep and their times: see ``read_sweep`` and ``point_times``."""
+    points = read_sweep(sweep)
+    return points, point_times(sweep, points)
+
+
+def compensated(
+    sweep: Sweep, points: Float32[np.ndarray, "n features"], times_s: Float32[np.ndarray, " n"] | None, twist: Twist
+) -> Float32[np.ndarray, "n columns"]:
+    """Points, x, y, z first, where the sensor would have seen them at the sweep's timestamp.
+
+    Args:
+        sweep: The sweep.
+        points: As read.
+        times_s: Of ``point_times``.
+        twist: How the sensor moved.
+    """
+    return points if sweep.compensated or times_s is None else deskew(points, times_s, twist)
+
+
+def twist_at(sweeps: Sequence[Sweep], i: int) -> Twist:
+    """How the sensor moved during sweep ``i``, by the poses of its neighbours in time."""
+    near = sweeps[max(i - 1, 0) : i + 2]
+    times_s = 1e-6 * np.array([sweep.timestamp_us - sweeps[i].timestamp_us for sweep in near])
+    return twist_of(np.stack([sweep.world_SE3_sensor for sweep in near]), times_s, min(i, 1))
+
+
+def scene_sha256(scene: Scene, n_points: Sequence[int]) -> bytes:
+    """Hash of the sweeps and tracks of a scene: what labels and poses depend on, but for what is in the files.
+
+    Args:
+        scene: The scene.
+        n_points: Of each sweep, from ``survey``.
+    """
+    digest = hashlib.sha256(f"{scene.dataset} {scene.token}".encode())
+    for sweep, n in zip(scene.sweeps, n_points):
+        digest.update(f"{sweep.token} {sweep.timestamp_us} {sweep.n_features} {sweep.ego_crops} {n}".encode())
+        digest.update(f"{sweep.format} {sweep.timing} {sweep.compensated}".encode() + sweep.world_SE3_sensor.tobytes())
+    for track in scene.tracks:
+        digest.update(f"{track.token} {track.category}".encode())
+        for box in track.boxes:
+            digest.update(f"{box.timestamp_us}".encode() + box.world_SE3_box.tobytes() + box.size_lwh_m.tobytes())
+    return digest.digest()
 
 
 def survey(sweeps: Sequence[Sweep], drop_bad: bool) -> tuple[list[int], dict[str, str]]:

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from dense_depth.datasets.scene import Sweep
-from dense_depth.deskew import deskew, twist_of
 from dense_depth.geometry import SE3, invert, transform
-from dense_depth.sweeps import point_times, read_sweep
+from dense_depth.sweeps import compensated, read_timed, twist_at
 
 GROWN_M = 0.3  # boxes grow by this on all sides: annotators cut corners, and interpolation is off by as much
 GROUND_M = 0.25  # points so near to the bottom of a box may be ground
@@ -42,13 +41,9 @@ def points_of(sweeps: Sequence[Sweep]) -> Iterator[SweepPoints]:
     Raises:
         InputError: A file is missing or malformed.
     """
-    times_s = 1e-6 * np.array([sweep.timestamp_us - sweeps[0].timestamp_us for sweep in sweeps])
-    poses = np.array([sweep.world_SE3_sensor for sweep in sweeps])
     for i, sweep in enumerate(sweeps):
-        points = read_sweep(sweep)
-        hit_s = point_times(sweep, points)
-        if hit_s is not None and not sweep.compensated:
-            points = deskew(points, hit_s, twist_of(poses, times_s, i))
+        points, hit_s = read_timed(sweep)
+        points = compensated(sweep, points, hit_s, twist_at(sweeps, i))
         xyz = transform(sweep.world_SE3_sensor, points[:, :3].astype(np.float64))
         yield SweepPoints(sweep.timestamp_us, xyz, np.zeros(len(xyz)) if hit_s is None else hit_s)
 

@@ -27,7 +27,7 @@ from dense_depth.poses import PoseReport
 from dense_depth.projection import LabelStats, VisibilityConfig, new_keys, render_label
 from dense_depth.shards import ShardContent
 from dense_depth.store import absolute, open_store
-from dense_depth.sweeps import survey
+from dense_depth.sweeps import scene_sha256, survey
 from pipelines.console import JobOptions, run_command
 from pipelines.poses import PoseStep
 from pipelines.runner import Job, Made, PlannedShard, run_job
@@ -149,7 +149,7 @@ def plan(arguments: Arguments) -> tuple[Job, list[str]]:
         notes += scene.notes
         n_points, dropped = survey(scene.sweeps, recipe.accumulation.bad_sweeps == "drop")
         notes += [f"{scene.name}: dropped: {error}" for error in dropped.values()]
-        scene_digest = _scene_digest(scene, recipe, n_points)
+        scene_digest = repr(recipe).encode() + scene_sha256(scene, n_points)
         if chosen(scene, recipe.poses) != "dataset":
             scene_digest += step.plan(scene).encode()
         for camera in scene.cameras:
@@ -268,21 +268,6 @@ def _quality(labels: Sequence[Label], stats: Sequence[LabelStats], reasons: np.n
         "dropped_range": float(reasons[Reason.RANGE]),
         "dropped_nonfinite": float(reasons[Reason.NONFINITE]),
     }
-
-
-def _scene_digest(scene: Scene, recipe: Recipe, n_points: Sequence[int]) -> bytes:
-    """Hash of the recipe and of what all cameras of a scene share: sweeps and tracks."""
-    digest = hashlib.sha256(repr(recipe).encode())
-    digest.update(f"{scene.dataset} {scene.token}".encode())
-    for sweep, n in zip(scene.sweeps, n_points):
-        digest.update(f"{sweep.token} {sweep.timestamp_us} {sweep.n_features} {sweep.ego_crops} {n}".encode())
-        digest.update(f"{sweep.format} {sweep.timing} {sweep.compensated}".encode())
-        digest.update(sweep.world_SE3_sensor.tobytes())
-    for track in scene.tracks:
-        digest.update(track.token.encode())
-        for box in track.boxes:
-            digest.update(f"{box.timestamp_us}".encode() + box.world_SE3_box.tobytes() + box.size_lwh_m.tobytes())
-    return digest.digest()
 
 
 def _shard_id(scene_digest: bytes, scene: Scene, frames: Sequence[CameraFrame]) -> str:

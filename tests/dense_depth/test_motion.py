@@ -9,7 +9,6 @@ from conftest import yaw_pose
 from dense_depth import InputError
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Box, Track, poses_at
-from dense_depth.deskew import Twist
 from dense_depth.geometry import invert, transform
 from dense_depth.instants import timed_tracks
 from dense_depth.motion import RefinementConfig, refined
@@ -277,8 +276,7 @@ def test_recorded_boxes_that_were_left_out_are_found(recorded):
     config = DatasetConfig("nuscenes", recorded / "pandaset_as_nuscenes", "v1.0-mini")
     scene = next(iter(open_dataset(config).scenes()))
     whole = [track for track in scene.tracks if track.travel_m > 0.5 and len(track.boxes) == 6]
-    twist = Twist(np.zeros(3), np.zeros(3))  # not asked for: the sweeps are compensated
-    movers = timed_tracks(whole, scene.sweeps, dict.fromkeys(range(len(scene.sweeps)), twist))
+    movers = timed_tracks(whole, scene.sweeps)
     known = [Track(track.token, track.category, track.boxes[::2]) for track in movers]
     new, report = refined(known, points_of(scene.sweeps[:23]))
     assert report.refined > 12

@@ -11,9 +11,9 @@ from dense_depth import poses
 from dense_depth.datasets import DatasetConfig, open_dataset
 from dense_depth.datasets.scene import Box, Crop, Keyframe, Scene, Sweep, Timing, Track
 from dense_depth.deskew import deskew, twist_of
-from dense_depth.geometry import invert, se3, transform
+from dense_depth.geometry import exp, invert, log, se3, transform
 from dense_depth.poses import by_odometry, repaired
-from dense_depth.registration import exp, log, make_scan, merge, misfit_m, register, single, thin_out
+from dense_depth.registration import make_scan, merge, misfit_m, register, single, thin_out
 from dense_depth.sweeps import point_times, read_sweep
 
 SWEEP_S, SPEED_MPS, ACCELERATION_MPS2, HILL_M, HILL_LENGTH_M = 0.1, 5.0, 4.0, 1.0, 12.0
